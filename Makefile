@@ -1,0 +1,54 @@
+# Everything a contributor or a reader does. Needs only Python 3.11, git and make:
+# the first command that needs it builds .venv, later ones find it ready.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+# Small models on few cores lose more to spinning OpenMP threads than they win.
+export OMP_WAIT_POLICY := passive
+export GOMP_SPINCOUNT := 0
+# Training makes and frees the same large buffers at each step: let glibc keep them.
+export MALLOC_TRIM_THRESHOLD_ := 4000000000
+export MALLOC_MMAP_THRESHOLD_ := 4000000000
+export MALLOC_TOP_PAD_ := 200000000
+# Nothing below needs a network once .venv is there.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check docs clean
+
+help:  ## list these commands
+	@echo "tl_sparse: weight-sparse transformers and their circuits."
+	@echo
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+
+demo: $(STAMP)  ## text -> sparse model -> circuit, in demo/ (stages that are there are kept)
+	$(BIN)/tl-sparse demo
+
+test: $(STAMP)  ## the tests and the docstring examples, once (PYTEST_ARGS="-n 2 -k masks")
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)  ## lint, format, types and a strict build of the docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/mkdocs build --strict
+
+docs: $(STAMP)  ## serve the docs on http://127.0.0.1:8000
+	$(BIN)/mkdocs serve
+
+clean:  ## remove what was built (keeps .venv and demo/)
+	rm -rf site build dist .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# Installs again when the requirements change. A venv that is already there is kept and brought up to date.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time takes some minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "No $(PYTHON) here? Try: make PYTHON=python3.12"; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,docs]'
+	@touch $@

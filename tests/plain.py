@@ -1,0 +1,57 @@
+"""A sparse transformer in forty lines of plain torch: the oracle of several test files."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_sparse.config import SparsityConfig
+
+
+def keep_largest(x: Tensor, density: float) -> Tensor:
+    """AbsTopK by sorting, for the oracle below."""
+    k = int(density * x.shape[-1] + 1e-9)
+    order = x.abs().argsort(dim=-1, descending=True, stable=True)[..., :k]
+    return torch.zeros_like(x).scatter(-1, order, x.gather(-1, order))
+
+
+def plain_forward(
+    p: dict[str, Tensor],
+    tokens: Tensor,
+    s: SparsityConfig,
+    cfg: dict[str, Any],
+    at: Callable[[int, str, Tensor], Tensor] = lambda layer, site, x: x,
+) -> Tensor:
+    """The whole network in plain torch from a dict of parameters: no code of ours or the host's.
+
+    `at` may change what stands at a site of a layer, all its nodes on the last axis.
+    """
+
+    def norm(x):
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    n, heads, d_head = tokens.shape[1], cfg["d_model"] // cfg["d_head"], cfg["d_head"]
+    x = p["embed.W_E"][tokens] + p["pos_embed.W_pos"][:n]
+    for layer in range(cfg["n_layers"]):
+        a = {k.split(".", 2)[2]: v for k, v in p.items() if k.startswith(f"blocks.{layer}.")}
+        read = at(layer, "attn_in", keep_largest(norm(x), s.site_density("attn_in")))
+        qkv = {}
+        for c in "QKV":
+            flat = torch.einsum("bpm,hmd->bphd", read, a[f"attn.W_{c}"]) + a[f"attn.b_{c}"]
+            flat = at(layer, c.lower(), keep_largest(flat.flatten(-2), s.site_density(c.lower())))
+            qkv[c] = flat.unflatten(-1, (heads, d_head))
+        scores = torch.einsum("bqhd,bkhd->bhqk", qkv["Q"], qkv["K"]) / d_head**0.5
+        scores = scores.masked_fill(torch.ones(n, n).triu(1).bool(), float("-inf"))
+        sink = a["attn.sinks"][None, :, None, None].expand(len(tokens), -1, n, 1)
+        pattern = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+        z = torch.einsum("bhqk,bkhd->bqhd", pattern, qkv["V"])
+        out = torch.einsum("bqhd,hdm->bqm", z, a["attn.W_O"]) + a["attn.b_O"]
+        x = x + at(layer, "attn_out", keep_largest(out, s.site_density("attn_out")))
+        read = at(layer, "mlp_in", keep_largest(norm(x), s.site_density("mlp_in")))
+        post = torch.nn.functional.gelu(read @ a["mlp.W_in"] + a["mlp.b_in"])
+        post = at(layer, "mlp_neuron", keep_largest(post, s.site_density("mlp_neuron")))
+        out = post @ a["mlp.W_out"] + a["mlp.b_out"]
+        x = x + at(layer, "mlp_out", keep_largest(out, s.site_density("mlp_out")))
+    logits = norm(x) @ p["unembed.W_U"] + p["unembed.b_U"]
+    return logits + p["bigram.table"][tokens] if "bigram.table" in p else logits

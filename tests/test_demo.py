@@ -1,0 +1,111 @@
+"""The demo at its smallest: stages that are kept, arms that fail the gate, the command line."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tl_sparse import demo
+from tl_sparse.circuit import Circuit
+from tl_sparse.cli import app
+from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.demo import DemoSettings, run_demo
+from tl_sparse.model import HookedSparseTransformer
+
+TRAINING = TrainingConfig(n_tokens=16 * 8 * 128, batch_size=8, eval_every=8, n_eval_windows=8)
+TINY = DemoSettings(
+    full=True,
+    matched_width=24,
+    n_characters=600_000,
+    width=32,
+    sparsity=SparsityConfig(weight_density=0.1, activation_density=0.25, bigram_table=True),
+    sparse_training=TRAINING,
+    dense_training=TRAINING,
+    pruning=PruningConfig(n_steps=4, batch_size=8, target_loss=0.9, min_accuracy=0.0),
+    n_reference_tokens=2048,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder, lines = tmp_path_factory.mktemp("demo") / "demo", []
+    run_demo(folder, TINY, progress=False, say=lines.append)
+    return folder, lines
+
+
+def test_the_demo_leaves_models_circuits_a_table_and_a_page(finished):
+    folder, lines = finished
+    for arm in ("sparse", "dense", "width24"):
+        model = HookedSparseTransformer.load(folder / arm / "checkpoint/model")
+        assert model.cfg.d_model == (24 if arm == "width24" else 32)
+        Circuit.load(folder / arm / "circuit.json")
+    rows = json.loads((folder / "summary.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == [
+        "sparse",
+        "dense, equal width",
+        "dense, equal loss (width 24)",
+    ]
+    assert all(row["task loss, circuit"] <= 1 and row["nodes"] >= 0 for row in rows)
+    page = (folder / "index.html").read_text()
+    assert "not audited" in page.lower()
+    assert any(line.startswith("train sparse: ") for line in lines)
+    assert any("validation loss" in line for line in lines)
+
+
+def test_a_second_run_opens_what_is_there(finished, monkeypatch):
+    folder, _ = finished
+    before = (folder / "sparse/circuit.json").read_bytes()
+
+    def never(*args, **kwargs):
+        raise AssertionError("a stage was done twice")
+
+    monkeypatch.setattr(demo, "references", never)
+    monkeypatch.setattr(demo, "prune", never)
+    run_demo(folder, TINY, progress=False)
+    assert (folder / "sparse/circuit.json").read_bytes() == before
+
+
+def test_an_arm_that_cannot_do_the_task_is_shown_so_and_left_out_of_ratios(finished):
+    folder, _ = finished
+    lines: list[str] = []
+    strict = replace(TINY, pruning=replace(TINY.pruning, min_accuracy=1.0))
+    results = run_demo(folder, strict, progress=False, say=lines.append)
+    assert {result.note for result in results} == {"cannot do the task"}
+    assert not any("times as many edges" in line for line in lines)
+    assert "cannot do the task" in (folder / "index.html").read_text()
+
+
+def test_arms_are_compared_at_the_smallest_target_that_all_reach(finished):
+    folder, _ = finished
+    lines: list[str] = []
+    hard = replace(TINY, pruning=replace(TINY.pruning, target_loss=1e-9, drop_one=False))
+    results = run_demo(folder, hard, progress=False, say=lines.append)
+    targets = {result.circuit.target_loss for result in results if result.circuit is not None}
+    assert len(targets) == 1
+    assert targets.pop() > 0.1
+    assert sum(" at 0." in line for line in lines) >= len(results)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(finished):
+    folder, _ = finished
+    other = replace(TINY, sparse_training=replace(TRAINING, learning_rate=0.5))
+    with pytest.raises(ValueError, match="holds a demo with another sparse_training"):
+        run_demo(folder, other, progress=False)
+
+
+def test_the_command_line_teaches_and_reports_errors_in_one_line(finished, tmp_path):
+    folder, _ = finished
+    runner = CliRunner()
+    help_text = runner.invoke(app, ["demo", "--help"]).output
+    assert "Ctrl-C loses nothing" in help_text
+    shown = runner.invoke(app, ["info", str(folder / "sparse/checkpoint/model")])
+    assert "blocks.0.mlp.W_in" in shown.output
+    wrong = runner.invoke(app, ["info", str(tmp_path / "nothing")])
+    assert wrong.exit_code == 1
+    assert "There is no folder" in wrong.output
+    refused = runner.invoke(app, ["demo", "--folder", str(folder), "--quiet"])
+    assert refused.exit_code == 1
+    assert "holds a demo with another n_characters, width" in refused.output
+    assert "single_double_quote" in runner.invoke(app, ["tasks"]).output

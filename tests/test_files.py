@@ -1,0 +1,143 @@
+"""Whole or not at all: model folders and files when things go wrong."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import SHAPE, make_model
+from safetensors.torch import load_file, save_file
+
+from tl_sparse.config import SparsityConfig
+from tl_sparse.files import recover_folder, whole_folder, write_text
+from tl_sparse.model import HookedSparseTransformer
+
+SPARSE = SparsityConfig(weight_density=1 / 4)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_model(SPARSE).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def damage(folder, edit):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+def test_a_full_disk_leaves_the_old_model_in_place(folder, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def no_space(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        make_model(SPARSE, n_layers=1).save(folder)
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_saving_over_an_old_model_replaces_all_of_it(folder):
+    other = make_model(SPARSE, n_layers=1)
+    other.save(folder)
+    assert HookedSparseTransformer.load(folder).cfg.n_layers == 1
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_refused(folder, fraction):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(fraction * len(whole))])
+    with pytest.raises(ValueError, match="is damaged or was cut short"):
+        HookedSparseTransformer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("embed.W_E"), r"parameters missing: \['embed.W_E'\]"),
+        (lambda t: t.update(extra=torch.zeros(1)), r"extra: \['extra'\]"),
+        (lambda t: t.pop("mask/embed.W_E"), r"masks missing: \['embed.W_E'\]"),
+        (lambda t: t.update({"unembed.b_U": torch.zeros(3)}), r"unembed.b_U is \(3,\)"),
+        (lambda t: t["unembed.b_U"].fill_(float("nan")), "unembed.b_U has NaN"),
+        (lambda t: t["mask/blocks.0.mlp.W_in"].fill_(False), "W_in has weights outside its mask"),
+    ],
+)
+def test_a_folder_that_disagrees_with_itself_is_refused(folder, edit, message):
+    damage(folder, edit)
+    with pytest.raises(ValueError, match=message):
+        HookedSparseTransformer.load(folder)
+
+
+def test_missing_folders_and_foreign_configs_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="There is no folder"):
+        HookedSparseTransformer.load(tmp_path / "nothing")
+    config = json.loads((folder / "config.json").read_text())
+    for edit, message in (
+        ({"format_version": 99}, "is not a tl_sparse model of format 1"),
+        ({"cfg": config["cfg"] | {"colour": "red"}}, "has colour, unknown to TransformerLens"),
+        ({"sparsity": {"weight_density": 0.0}}, "weight_density is a fraction"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | edit))
+        with pytest.raises(ValueError, match=message):
+            HookedSparseTransformer.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="missing or damaged"):
+        HookedSparseTransformer.load(folder)
+
+
+def test_loading_leaves_the_random_state_alone(folder):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    model = HookedSparseTransformer.load(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.cfg.seed == SHAPE["seed"]
+
+
+def test_an_exception_while_writing_leaves_nothing_behind(tmp_path):
+    def fail_half_way():
+        with whole_folder(tmp_path / "a") as place:
+            (place / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+    write_text(tmp_path / "text", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "text", "\ud800")
+    assert (tmp_path / "text").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_process_killed_between_the_two_renames_loses_nothing(tmp_path):
+    """The old folder stands aside under a hidden name; the next reader puts it back."""
+    (tmp_path / ".a.x1.old" / "a").mkdir(parents=True)
+    (tmp_path / ".a.x1.old" / "a" / "text").write_text("old")
+    recover_folder(tmp_path / "a")
+    assert (tmp_path / "a" / "text").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    with whole_folder(tmp_path / "a") as place:
+        (place / "text").write_text("old")
+    calls, original = [], os.replace
+
+    def second_fails(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return original(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(OSError, match="Input/output"), whole_folder(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a" / "text").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -1,0 +1,124 @@
+"""Top-k masks, AbsTopK and the straight-through step against slow definitions and closed forms."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_sparse import functional
+from tl_sparse.functional import abs_topk, heaviside, kept_count, topk_mask
+
+
+def slow_largest(values: list[float], k: int) -> list[bool]:
+    """The definition: sort by falling magnitude, then by position, and keep the first k."""
+    order = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))
+    return [i in order[:k] for i in range(len(values))]
+
+
+few_values = st.lists(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -3.0, 0.5]), min_size=1, max_size=20
+)
+
+
+@given(few_values, st.data())
+@settings(max_examples=300, deadline=None)
+def test_topk_mask_keeps_the_largest_and_breaks_ties_by_position(values, data):
+    k = data.draw(st.integers(0, len(values)))
+    assert topk_mask(torch.tensor(values), k).tolist() == slow_largest(values, k)
+
+
+@given(st.lists(few_values, min_size=1, max_size=4), st.data())
+@settings(max_examples=200, deadline=None)
+def test_abs_topk_equals_the_definition_on_each_row(rows, data):
+    width = min(len(row) for row in rows)
+    x = torch.tensor([row[:width] for row in rows])
+    k = data.draw(st.integers(1, width))
+    expected = [
+        [v if keep else 0.0 for v, keep in zip(row, slow_largest(row, k), strict=True)]
+        for row in x.tolist()
+    ]
+    assert abs_topk(x, k).tolist() == expected
+
+
+@pytest.mark.parametrize("width", [5, 64, 257])
+def test_the_cpu_path_and_the_other_devices_path_keep_the_same_entries(width, monkeypatch):
+    x = torch.randn(40, width).mul(2).round() / 2  # many ties
+    fast = functional._largest(x.abs(), 3)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(functional._largest(x.abs(), 3), fast)
+
+
+def test_abs_topk_passes_gradient_through_kept_channels_only():
+    x = torch.tensor([[0.5, -2.0, 1.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    (abs_topk(x, 2) * torch.tensor([[1.0, 10.0, 100.0]])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[0.0, 10.0, 100.0], [1.0, 10.0, 0.0]]
+
+
+def test_abs_topk_works_in_half_precision_and_keeps_nan():
+    x = torch.tensor([[1.0, -3.0, 2.0]], dtype=torch.bfloat16)
+    assert abs_topk(x, 1).tolist() == [[0.0, -3.0, 0.0]]
+    assert abs_topk(torch.tensor([[float("nan"), 1.0, 2.0]]), 1).isnan().any()
+
+
+def test_guarded_mask_protects_the_largest_of_each_neuron_then_fills_up():
+    weight = torch.tensor([[9.0, 8.0, 7.0], [0.3, 0.2, 0.1], [6.0, 0.01, 0.02]])
+    # One for each row: 9, 0.3, 6; two more from the rest: 8 and 7.
+    mask = topk_mask(weight, 5, min_alive=1, alive_dim=1)
+    assert mask.tolist() == [[True, True, True], [True, False, False], [True, False, False]]
+
+
+@given(st.integers(0, 10_000), st.integers(0, 2), st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_guarded_mask_against_brute_force(seed, min_alive, dim):
+    weight = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(seed)).round()
+    k = 45
+    mask = topk_mask(weight, k, min_alive=min_alive, alive_dim=dim)
+    rows, kept = weight.movedim(dim, -1).reshape(-1, weight.shape[dim]), set()
+    index = torch.arange(60).reshape(3, 4, 5).movedim(dim, -1).reshape(-1, weight.shape[dim])
+    for row, places in zip(rows.tolist(), index.tolist(), strict=True):
+        kept |= {p for p, keep in zip(places, slow_largest(row, min_alive), strict=True) if keep}
+    flat = weight.flatten().tolist()
+    rest = sorted((i for i in range(60) if i not in kept), key=lambda i: (-abs(flat[i]), i))
+    kept |= set(rest[: k - len(kept)])
+    assert set(mask.flatten().nonzero().flatten().tolist()) == kept
+
+
+def test_a_guard_that_needs_more_than_the_budget_is_refused():
+    with pytest.raises(ValueError, match="protects 6 of 9 entries, more than the 5"):
+        topk_mask(torch.randn(3, 3), 5, min_alive=2)
+    with pytest.raises(ValueError, match="more entries than the 3"):
+        topk_mask(torch.randn(3, 3), 9, min_alive=4)
+    with pytest.raises(ValueError, match="between 0 and the number of entries, 9"):
+        topk_mask(torch.randn(3, 3), 10)
+    with pytest.raises(ValueError, match="between 1 and the width"):
+        abs_topk(torch.randn(3, 3), 0)
+
+
+def test_kept_count_is_the_floor_of_the_quotient_as_written():
+    kept = [kept_count(d, n) for d, n in ((0.1, 30), (1 / 3, 9), (0.29, 100), (0.5, 7))]
+    assert kept == [3, 3, 29, 3]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_heaviside_steps_at_zero_with_the_sigmoids_slope(temperature):
+    tau = torch.tensor([-1.0, -1e-9, 0.0, 1e-9, 0.7], dtype=torch.float64, requires_grad=True)
+    gate = heaviside(tau, temperature)
+    assert gate.tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]
+    gate.sum().backward()
+    closed = [
+        math.exp(-t / temperature) / (temperature * (1 + math.exp(-t / temperature)) ** 2)
+        for t in tau.tolist()
+    ]
+    # and finite differences of the surrogate, a sigmoid written out here
+    h = 1e-6
+    sigmoid = [
+        (1 / (1 + math.exp(-(t + h) / temperature)) - 1 / (1 + math.exp(-(t - h) / temperature)))
+        / (2 * h)
+        for t in tau.tolist()
+    ]
+    assert tau.grad is not None
+    assert tau.grad.tolist() == pytest.approx(closed, abs=1e-12)
+    assert tau.grad.tolist() == pytest.approx(sigmoid, abs=1e-8)

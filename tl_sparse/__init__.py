@@ -1,0 +1,48 @@
+"""Transformers you can read: weight-sparse transformers and their circuits, for TransformerLens.
+
+The whole flow, each name in the order in which one meets it:
+
+    from tl_sparse import HookedSparseTransformer, SparsityConfig, TrainingConfig, PruningConfig
+    from tl_sparse import data, prune, references, tasks, train
+
+    corpus  = data.python_corpus()                                    # text -> tokens
+    model   = HookedSparseTransformer(cfg, tokenizer=corpus.tokenizer,
+                  sparsity=SparsityConfig(weight_density=1/32, activation_density=1/4))
+    history = train(model, corpus, TrainingConfig(n_tokens=6_000_000))
+    task    = tasks.get("single_double_quote", tokenizer=model.tokenizer)
+    refs    = references(model, corpus)                               # the mean of every node
+    circuit = prune(model, task, refs, PruningConfig(target_loss=0.15))
+    circuit.save("quotes.json")
+"""
+
+from tl_sparse import data, tasks
+from tl_sparse.ablation import References, only_circuit, references
+from tl_sparse.circuit import Circuit, Edge, Node, Site
+from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.history import History
+from tl_sparse.model import HookedSparseTransformer
+from tl_sparse.pruning import prune
+from tl_sparse.sites import site_map
+from tl_sparse.training import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Circuit",
+    "Edge",
+    "History",
+    "HookedSparseTransformer",
+    "Node",
+    "PruningConfig",
+    "References",
+    "Site",
+    "SparsityConfig",
+    "TrainingConfig",
+    "data",
+    "only_circuit",
+    "prune",
+    "references",
+    "site_map",
+    "tasks",
+    "train",
+]

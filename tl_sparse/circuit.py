@@ -1,0 +1,295 @@
+"""A circuit as data: nodes, the edges between them, and what everything else is set to.
+
+A **node** is one channel of one **site** (a place in a layer, DESIGN's and the paper's "location");
+an **edge** is one nonzero weight that joins two nodes. A `Circuit` holds both, the **reference
+value** of every node of the model (what a node takes when it is out), and where it comes from: the
+model's hash, the task, the target, the losses, the ablation, seeds and versions.
+
+What is in, out and dropped (Gao et al. 2025, A.5, with the edges made explicit): a node out of the
+circuit takes its reference; a node in it is computed, from the kept nodes and, through every cut
+edge, from its sources' references; a node that could have in-edges and has none left is *dropped*
+and takes its own reference.
+
+No model is needed to read, compare or save a circuit. It is kept as JSON; loading runs nothing.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tl_sparse.files import write_text
+
+SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out", "final_in")
+"""Every site, in the order of the forward pass. `final_in` is the input of the unembedding."""
+
+SCHEMA_VERSION = 1
+
+
+class Site(NamedTuple):
+    """A place where nodes live: a site's name in one layer."""
+
+    layer: int
+    name: str
+
+    def __str__(self) -> str:
+        """Write as `0.mlp_neuron`."""
+        return f"{self.layer}.{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """Read `0.mlp_neuron` back; anything else is a `ValueError`."""
+        layer, _, name = text.partition(".")
+        if not layer.isdigit() or name not in SITES:
+            raise ValueError(f"A site is written layer.name, e.g. 0.mlp_neuron; got {text!r}.")
+        return cls(int(layer), name)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sort key: the order of the forward pass."""
+        return self.layer, SITES.index(self.name)
+
+
+class Node(NamedTuple):
+    """One channel of one site, the same at every position.
+
+    Examples:
+        >>> str(Node(Site(0, "mlp_neuron"), 31)), Node.parse("1.attn_in.7").channel
+        ('0.mlp_neuron.31', 7)
+    """
+
+    site: Site
+    channel: int
+
+    def __str__(self) -> str:
+        """Write as `0.mlp_neuron.31`."""
+        return f"{self.site}.{self.channel}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Node":
+        """Read `0.mlp_neuron.31` back; anything else is a `ValueError`."""
+        site, _, channel = text.rpartition(".")
+        if not channel.isdigit():
+            raise ValueError(f"A node is written layer.site.channel, got {text!r}.")
+        return cls(Site.parse(site), int(channel))
+
+
+class Edge(NamedTuple):
+    """One nonzero weight from a source node to a target node.
+
+    For q, k, v the channel of a node counts through the heads: head x d_head + channel in the head.
+    """
+
+    source: Node
+    target: Node
+    weight: float
+
+    def __str__(self) -> str:
+        """Write as `0.mlp_in.5 -> 0.mlp_neuron.31 (+1.25)`."""
+        return f"{self.source} -> {self.target} ({self.weight:+.3g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circuit:
+    """The part of a model that does a task, found by `prune`.
+
+    Raises:
+        ValueError: If an edge joins a node that is not in the circuit, a node is listed twice, or
+            there is no reference value for a node's site.
+
+    Examples:
+        >>> a, b = Node(Site(0, "mlp_in"), 5), Node(Site(0, "mlp_neuron"), 1)
+        >>> c = Circuit(nodes=(a, b), edges=(Edge(a, b, 0.5),), task="toy", model_hash="-",
+        ...             references={Site(0, "mlp_in"): (0.0,) * 8,
+        ...                         Site(0, "mlp_neuron"): (0.0,) * 2})
+        >>> c.n_nodes, c.n_edges, Circuit.from_json(c.to_json()) == c
+        (2, 1, True)
+    """
+
+    nodes: tuple[Node, ...]
+    """The kept nodes, in the order of the forward pass; dropped ones are not among them."""
+
+    edges: tuple[Edge, ...]
+    """The kept edges, in the order of their targets, then sources."""
+
+    references: Mapping[Site, tuple[float, ...]]
+    """The reference value of *every* node of each prunable site, kept or not."""
+
+    task: str
+    """Name of the task it was found on."""
+
+    model_hash: str
+    """`sites.model_hash` of the model it was found in."""
+
+    ablation: str = "corpus_mean"
+    """What the reference values are: "corpus_mean", "task_mean" or "zero"."""
+
+    target_loss: float = math.nan
+    """The task loss, in nats, that was asked for."""
+
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Task losses (nats) and accuracies, as `prune` saw them: "validation", "test", "test_accuracy"
+    of the circuit; "model_validation", "model_test", "model_test_accuracy" of the whole model."""
+
+    forced: bool = False
+    """True when the model failed the task's gate and `prune(force=True)` went on."""
+
+    curve: tuple[tuple[int, float], ...] = ()
+    """Sizes tried on the way, as (number of nodes asked for, validation loss)."""
+
+    n_interface: int = 0
+    """Nonzero embedding and unembedding entries that touch the circuit; not edges."""
+
+    n_biases: int = 0
+    """Nonzero biases of kept nodes; not edges."""
+
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Settings, seeds, hashes and versions; JSON values only."""
+
+    def __post_init__(self) -> None:
+        nodes = tuple(sorted(self.nodes, key=lambda n: (n.site.order, n.channel)))
+        object.__setattr__(self, "nodes", nodes)
+        kept = set(nodes)
+        if len(kept) != len(nodes):
+            raise ValueError(f"A node stands twice in the circuit: {len(nodes)} for {len(kept)}.")
+        for edge in self.edges:
+            if edge.source not in kept or edge.target not in kept:
+                raise ValueError(f"The edge {edge} joins a node that is not in the circuit.")
+        for node in nodes:
+            if not 0 <= node.channel < len(self.references.get(node.site, ())):
+                raise ValueError(f"There is no reference value for the node {node}.")
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of kept nodes, `final_in` not counted."""
+        return sum(node.site.name != "final_in" for node in self.nodes)
+
+    @property
+    def n_edges(self) -> int:
+        """The circuit's size: its number of edges."""
+        return len(self.edges)
+
+    def channels(self, site: Site) -> tuple[int, ...]:
+        """Give the kept channels of one site, in order."""
+        return tuple(node.channel for node in self.nodes if node.site == site)
+
+    def into(self, node: Node) -> tuple[Edge, ...]:
+        """Give the kept edges that end in a node."""
+        return tuple(edge for edge in self.edges if edge.target == node)
+
+    def out_of(self, node: Node) -> tuple[Edge, ...]:
+        """Give the kept edges that begin in a node."""
+        return tuple(edge for edge in self.edges if edge.source == node)
+
+    def __repr__(self) -> str:
+        """One line: size, task and losses."""
+        loss = self.losses.get("test", math.nan)
+        whole = self.losses.get("model_test", math.nan)
+        forced = ", forced past the gate" if self.forced else ""
+        return (
+            f"Circuit({self.task}: {self.n_nodes} nodes, {self.n_edges} edges; "
+            f"test loss {loss:.3f} against {whole:.3f} of the whole model, "
+            f"target {self.target_loss:g}{forced}; not audited)"
+        )
+
+    def to_json(self) -> str:
+        """Write as JSON text, exactly: floats read back to the same bits."""
+        data = {
+            "schema": "tl_sparse.circuit",
+            "schema_version": SCHEMA_VERSION,
+            "task": self.task,
+            "model_hash": self.model_hash,
+            "ablation": self.ablation,
+            "target_loss": _finite(self.target_loss),
+            "losses": {name: _finite(value) for name, value in self.losses.items()},
+            "forced": self.forced,
+            "nodes": [str(node) for node in self.nodes],
+            "edges": [[str(e.source), str(e.target), e.weight] for e in self.edges],
+            "curve": [list(point) for point in self.curve],
+            "n_interface": self.n_interface,
+            "n_biases": self.n_biases,
+            "references": {str(site): list(values) for site, values in self.references.items()},
+            "provenance": dict(self.provenance),
+        }
+        return json.dumps(data, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Circuit":
+        """Read `to_json`'s text back.
+
+        Raises:
+            ValueError: If the text is not a circuit, was cut short, or has another schema version.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"This is not a circuit file, or it was cut short: {error}.") from None
+        if not isinstance(data, dict) or data.get("schema") != "tl_sparse.circuit":
+            raise ValueError("This JSON is not a circuit of tl_sparse: no schema of that name.")
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"The circuit has schema version {data.get('schema_version')}, this tl_sparse "
+                f"reads {SCHEMA_VERSION}. Read it with the version named in its provenance."
+            )
+        try:
+            return cls(
+                nodes=tuple(Node.parse(node) for node in data["nodes"]),
+                edges=tuple(
+                    Edge(Node.parse(source), Node.parse(target), float(weight))
+                    for source, target, weight in data["edges"]
+                ),
+                references=_read_references(data["references"]),
+                task=str(data["task"]),
+                model_hash=str(data["model_hash"]),
+                ablation=str(data["ablation"]),
+                target_loss=_number(data["target_loss"]),
+                losses={name: _number(value) for name, value in data["losses"].items()},
+                forced=bool(data["forced"]),
+                curve=tuple((int(n), float(loss)) for n, loss in data["curve"]),
+                n_interface=int(data["n_interface"]),
+                n_biases=int(data["n_biases"]),
+                provenance=data["provenance"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"The circuit file is damaged: {error!r}.") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the circuit to a JSON file, whole or not at all."""
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Circuit":
+        """Read a circuit from a JSON file.
+
+        Raises:
+            ValueError: If there is no such file, or it is not a whole circuit.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"No circuit could be read from {path}: {error}.") from None
+        return cls.from_json(text)
+
+
+def edge_order(edge: Edge) -> tuple[Any, ...]:
+    """Sort key of edges: by target, then source, in the order of the forward pass."""
+    return (
+        *edge.target.site.order,
+        edge.target.channel,
+        *edge.source.site.order,
+        edge.source.channel,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _read_references(data: Mapping[str, list[float]]) -> dict[Site, tuple[float, ...]]:
+    return {Site.parse(site): tuple(map(float, values)) for site, values in data.items()}

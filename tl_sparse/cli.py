@@ -1,0 +1,86 @@
+"""The command line: `tl-sparse demo | tasks | info`, thin over the functions of the package."""
+
+import os
+
+# Before torch is imported: on few cores, spinning OpenMP threads cost small models more than
+# they win.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Weight-sparse transformers and their circuits, for TransformerLens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_console = Console(highlight=False, soft_wrap=True)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    _console.print(line, markup=False)
+
+
+@app.callback()
+def _main() -> None:
+    """Weight-sparse transformers and their circuits, for TransformerLens."""
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Option(help="Where the stages are kept; run again to go on from there.")
+    ] = Path("demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Add the dense model of equal loss (a narrower one).")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of models, data order and pruning.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Train two small transformers on Python and read how each closes a string.
+
+    One has 3 % of its weights, the other all of them. Takes about a quarter of an hour on two cores
+    and leaves a page to look at, demo/index.html. Ctrl-C loses nothing: the same command goes on.
+    """
+    from tl_sparse.demo import DemoSettings, run_demo
+
+    try:
+        run_demo(folder, DemoSettings(seed=seed, full=full), progress=not quiet, say=_say)
+    except KeyboardInterrupt:
+        _errors.print(f"Stopped. What was done is kept in {folder}; the same command goes on.")
+        raise typer.Exit(130) from None
+    except (ValueError, OSError) as error:
+        _errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks that circuits can be found for."""
+    from tl_sparse import tasks as all_tasks
+
+    for name in all_tasks.names():
+        _say(name)
+
+
+@app.command()
+def info(
+    folder: Annotated[
+        Path, typer.Argument(help="A model folder, e.g. demo/sparse/checkpoint/model.")
+    ],
+) -> None:
+    """Show what a saved model is made of: shapes, nonzeros, densities, dead neurons."""
+    from tl_sparse.model import HookedSparseTransformer
+
+    try:
+        _say(repr(HookedSparseTransformer.load(folder).summary()))
+    except ValueError as error:
+        _errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from None

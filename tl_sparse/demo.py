@@ -1,0 +1,388 @@
+"""The demo: text -> two transformers -> the circuit of one task in each -> a page to look at.
+
+Every stage leaves its result in the folder, so that an interrupted run goes on where it stopped and
+a second one is instant:
+
+    demo/settings.json  the models that were asked for
+    demo/corpus/        tokens of the mixture of real and generated Python
+    demo/sparse/        log, checkpoint, circuit.json of the sparse arm
+    demo/dense/         the same for the dense model of equal width
+    demo/width../       the same for narrower dense models, one of equal loss (with full=True)
+    demo/summary.json   the table
+    demo/index.html     the page
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tl_sparse import data, tasks
+from tl_sparse.ablation import References, references
+from tl_sparse.checkpoints import read_json, versions
+from tl_sparse.circuit import Circuit
+from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.control import match_width, matched_width_preset
+from tl_sparse.explain import explain
+from tl_sparse.files import write_text
+from tl_sparse.history import History
+from tl_sparse.model import HookedSparseTransformer
+from tl_sparse.presets import (
+    DEMO_PRUNING,
+    DEMO_SPARSITY,
+    DEMO_TRAINING,
+    DEMO_VOCABULARY,
+    DEMO_WIDTH,
+    DENSE_SPARSITY,
+    DENSE_TRAINING,
+    demo_shape,
+)
+from tl_sparse.pruning import TaskGateError, UnreachableTargetError, prune
+from tl_sparse.report import Arm, write_page
+from tl_sparse.sites import model_hash
+from tl_sparse.tasks import PairTask
+from tl_sparse.training import train
+
+TASK = "single_double_quote"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """What the demo trains and prunes; the defaults are the demo."""
+
+    seed: int = 0
+    """Seed of the models, of the order of the data and of the pruning."""
+    full: bool = False
+    """Add the dense control whose width was chosen to match the sparse model's loss."""
+    n_characters: int = 24_000_000
+    """Characters of text, half of them generated."""
+    width: int = DEMO_WIDTH
+    """d_model of the sparse model and of the dense one of equal width."""
+    matched_width: int | None = None
+    """Width of the matched control; None takes the preset if it was found on this corpus, and else
+    searches for it (some five more trainings)."""
+    sparsity: SparsityConfig = DEMO_SPARSITY
+    sparse_training: TrainingConfig = DEMO_TRAINING
+    dense_training: TrainingConfig = DENSE_TRAINING
+    pruning: PruningConfig = DEMO_PRUNING
+    n_reference_tokens: int = 2**18
+    """Tokens over which the nodes' means are measured."""
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """One model of the comparison, before it is trained."""
+
+    name: str
+    title: str
+    width: int
+    sparsity: SparsityConfig
+    training: TrainingConfig
+
+
+@dataclass
+class ArmResult:
+    """One model of the comparison, trained and pruned."""
+
+    spec: ArmSpec
+    model: HookedSparseTransformer
+    history: History
+    circuit: Circuit | None = None
+    note: str = ""
+    accuracy: float | None = None
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Give this arm's line of the table."""
+        circuit = self.circuit
+        return {
+            "arm": self.spec.title,
+            "validation loss": self.history.validation_loss,
+            "task loss, whole model": self.losses.get("model_test"),
+            "accuracy": self.losses.get("model_test_accuracy"),
+            "circuit's target": None if circuit is None else circuit.target_loss,
+            "task loss, circuit": self.losses.get("test"),
+            "nodes": None if circuit is None else circuit.n_nodes,
+            "edges": None if circuit is None else circuit.n_edges,
+            "note": self.note,
+        }
+
+
+def arm_specs(settings: DemoSettings) -> tuple[ArmSpec, ArmSpec]:
+    """Give the sparse model and the dense one of equal width."""
+    sparse = replace(settings.sparse_training, seed=settings.seed)
+    return (
+        ArmSpec("sparse", "sparse", settings.width, settings.sparsity, sparse),
+        replace(dense_arm(settings, settings.width), name="dense", title="dense, equal width"),
+    )
+
+
+def dense_arm(settings: DemoSettings, width: int) -> ArmSpec:
+    """Give a dense control of some width."""
+    training = replace(settings.dense_training, seed=settings.seed)
+    return ArmSpec(
+        f"width{width}", f"dense, equal loss (width {width})", width, DENSE_SPARSITY, training
+    )
+
+
+def run_demo(
+    folder: str | Path,
+    settings: DemoSettings | None = None,
+    *,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[ArmResult]:
+    """Run the demo in a folder, going on from whatever stages it holds, and give the arms.
+
+    `say` is given a line for the start and end of each stage and the table at the end.
+
+    Raises:
+        ValueError: If the folder holds a demo with other settings.
+    """
+    settings, folder = settings or DemoSettings(), Path(folder)
+    _check_folder(folder, settings)
+    clock = _Clock(folder, say)
+    with clock.stage("read the text"):
+        corpus = data.python_corpus(
+            n_characters=settings.n_characters,
+            vocab_size=DEMO_VOCABULARY,
+            cache_dir=folder / "corpus",
+            progress=progress,
+        )
+    task = tasks.get(TASK, tokenizer=corpus.tokenizer)
+    results = []
+    for spec in arm_specs(settings):
+        with clock.stage(f"train {spec.title}"):
+            model, history = train_arm(spec, corpus, folder / spec.name, progress=progress)
+        results.append(ArmResult(spec, model, history))
+    if settings.full:
+        with clock.stage("train the dense control of equal loss"):
+            spec = _matched_arm(settings, corpus, folder, results[0].history, progress)
+            results.append(
+                ArmResult(spec, *train_arm(spec, corpus, folder / spec.name, progress=progress))
+            )
+    for result in results:
+        with clock.stage(f"prune {result.spec.title}"):
+            place = folder / result.spec.name
+            _prune_arm(result, task, corpus, settings, settings.pruning, place, progress)
+    target = _common_target(results, settings.pruning.target_loss)
+    for result in results if target > settings.pruning.target_loss else ():
+        with clock.stage(f"prune {result.spec.title} at {target:g}"):
+            place, easier = folder / result.spec.name, replace(settings.pruning, target_loss=target)
+            _prune_arm(result, task, corpus, settings, easier, place, progress)
+    with clock.stage("draw the page"):
+        _write_results(folder, settings, results, task, corpus)
+    for line in _closing_lines(folder, results, task):
+        say(line)
+    return results
+
+
+def _check_folder(folder: Path, settings: DemoSettings) -> None:
+    """Refuse a folder with a demo of other models before any work is done."""
+    names = ("seed", "n_characters", "width", "sparsity", "sparse_training", "dense_training")
+    mine = {name: asdict(settings)[name] for name in names}
+    mine = json.loads(json.dumps(mine))
+    kept = folder / "settings.json"
+    if not kept.is_file():
+        write_text(kept, json.dumps(mine, indent=1))
+        return
+    theirs = read_json(kept)
+    changed = [name for name in names if theirs.get(name) != mine[name]]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a demo with another {', '.join(changed)}. Give another --folder, or "
+            "remove this one to start anew."
+        )
+
+
+def train_arm(
+    spec: ArmSpec, corpus: data.Corpus, folder: Path, *, progress: bool = True
+) -> tuple[HookedSparseTransformer, History]:
+    """Train one arm in its folder, or go on, or open it if it is done."""
+    model = HookedSparseTransformer(
+        demo_shape(corpus.d_vocab, width=spec.width, seed=spec.training.seed),
+        tokenizer=corpus.tokenizer,
+        sparsity=spec.sparsity,
+    )
+    history = train(model, corpus, spec.training, folder=folder, progress=progress)
+    return model, history
+
+
+def _matched_arm(
+    settings: DemoSettings,
+    corpus: data.Corpus,
+    folder: Path,
+    sparse: History,
+    progress: bool,
+) -> ArmSpec:
+    """Give the dense control of equal loss: its width is asked for, known, or searched."""
+    width = settings.matched_width or matched_width_preset(corpus.hash)
+    if width is None:
+
+        def loss_at(width: int, i: int) -> float:
+            spec = dense_arm(settings, width)
+            _, history = train_arm(spec, corpus, folder / spec.name, progress=progress)
+            return history.validation_loss
+
+        start = max(2, settings.width * 5 // 8)
+        width = match_width(loss_at, [sparse.validation_loss], start=start).width
+    return dense_arm(settings, width)
+
+
+def _prune_arm(
+    result: ArmResult,
+    task: PairTask,
+    corpus: data.Corpus,
+    settings: DemoSettings,
+    config: PruningConfig,
+    folder: Path,
+    progress: bool,
+) -> None:
+    """Find an arm's circuit, or open the one that was found with the same settings."""
+    config = replace(config, seed=settings.seed)
+    kept = folder / f"circuit-{config.target_loss:g}.json"
+    asked = {"pruning": config.to_dict(), "n_tokens": settings.n_reference_tokens}
+    asked = json.loads(json.dumps(asked | {"model": model_hash(result.model), "task": task.name}))
+    if kept.is_file() and read_json(kept).get("asked") == asked:
+        outcome = read_json(kept)
+    else:
+        refs = references(result.model, corpus, settings.n_reference_tokens, progress=progress)
+        outcome = _try_to_prune(result.model, task, refs, config, progress) | {"asked": asked}
+        write_text(kept, json.dumps(outcome))
+    if outcome.get("circuit"):
+        result.circuit = Circuit.from_json(outcome["circuit"])
+        result.losses = dict(result.circuit.losses)
+    else:
+        result.circuit, result.losses = None, outcome["losses"]
+    result.note = outcome["note"]
+
+
+def _try_to_prune(
+    model: HookedSparseTransformer,
+    task: PairTask,
+    refs: References,
+    config: PruningConfig,
+    progress: bool,
+) -> dict[str, Any]:
+    try:
+        circuit = prune(model, task, refs, config, progress=progress)
+    except TaskGateError as error:
+        return {"note": "cannot do the task", "losses": error.losses}
+    except UnreachableTargetError as error:
+        note = f"no circuit reaches {config.target_loss:g}; lowest {error.best_loss:.3f}"
+        return {"note": note, "losses": error.losses | {"best": error.best_loss}}
+    return {"note": "", "circuit": circuit.to_json()}
+
+
+def _common_target(results: list[ArmResult], target: float) -> float:
+    """Give the smallest target, rounded up to two digits, that every able arm reaches."""
+    best = [result.losses["best"] for result in results if "best" in result.losses]
+    return target if not best else round(max(best) * 1.02 + 0.005, 2)
+
+
+def _write_results(
+    folder: Path,
+    settings: DemoSettings,
+    results: list[ArmResult],
+    task: PairTask,
+    corpus: data.Corpus,
+) -> None:
+    summary = {
+        "rows": [result.row() for result in results],
+        "seed": settings.seed,
+        "corpus": corpus.hash,
+        "versions": versions(),
+    }
+    write_text(folder / "summary.json", json.dumps(summary, indent=1))
+    arms = []
+    for result in results:
+        circuit = result.circuit
+        if circuit is not None:
+            circuit.save(folder / result.spec.name / "circuit.json")
+        arms.append(
+            Arm(
+                name=result.spec.title,
+                circuit=circuit,
+                explanation=None if circuit is None else explain(circuit, result.model, task),
+                history=result.history,
+                description=repr(result.model),
+                note=result.note,
+            )
+        )
+    write_page(
+        folder / "index.html",
+        title="How two transformers close a string",
+        arms=arms,
+        rows=_table(results),
+    )
+
+
+def _table(results: list[ArmResult]) -> list[dict[str, str]]:
+    """Give the table's rows for people, without columns that have nothing in them."""
+    rows = [_readable(result.row()) for result in results]
+    return [{k: v for k, v in row.items() if any(other[k] for other in rows)} for row in rows]
+
+
+def _readable(row: dict[str, Any]) -> dict[str, str]:
+    """Round a row's numbers for people."""
+
+    def text(name: str, value: Any) -> str:
+        if value is None:
+            return "-"
+        if name == "accuracy":
+            return f"{value:.1%}"
+        return (
+            f"{value:,}"
+            if isinstance(value, int)
+            else (f"{value:.3f}" if isinstance(value, float) else str(value))
+        )
+
+    return {name: text(name, value) for name, value in row.items()}
+
+
+def _closing_lines(folder: Path, results: list[ArmResult], task: PairTask) -> Iterator[str]:
+    """Give the table, the sparse circuit in words, and where the page is."""
+    rows = _table(results)
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    yield ""
+    yield "  ".join(name.ljust(widths[name]) for name in widths)
+    for row in rows:
+        yield "  ".join(row[name].ljust(widths[name]) for name in widths)
+    sparse = results[0]
+    if sparse.circuit is not None:
+        yield ""
+        yield f"How the sparse model does {task.name}, {sparse.circuit.n_edges} edges:"
+        yield str(explain(sparse.circuit, sparse.model, task))
+    for result in results[1:]:
+        if sparse.circuit is not None and result.circuit is not None and sparse.circuit.n_edges:
+            ratio = result.circuit.n_edges / sparse.circuit.n_edges
+            yield f"{result.spec.title}: {ratio:.0f} times as many edges as the sparse model."
+    yield "These circuits are not audited: pruning can find what a model does not do."
+    yield f"Open {folder / 'index.html'} in a browser."
+
+
+class _Clock:
+    """Says when stages begin and end, and remembers how long each took the first time."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.file, self.say = folder / "times.json", say
+        self.times: dict[str, float] = {}
+        if self.file.is_file():
+            self.times = read_json(self.file)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.say(f"{name} ...")
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        first = self.times.get(name, 0.0)
+        if seconds >= first:
+            self.times[name] = round(seconds, 1)
+            write_text(self.file, json.dumps(self.times, indent=1))
+        self.say(
+            f"{name}: {seconds:.1f} s" + (f" (first {first:.0f} s)" if first > seconds else "")
+        )

@@ -1,0 +1,244 @@
+"""`explain`: a circuit written out in words, from the tokens to the logits.
+
+A circuit is small enough to read. This follows it in the order of the forward pass and says, with
+the model's own weights,
+
+1. what each **read** (attn_in, mlp_in) sees: the tokens whose embedding stands in its channel of
+   the residual stream, and the kept nodes of earlier sublayers that write to the same channel;
+2. what each **neuron**, **q**, **k** and **v** channel computes: kept in-edges, bias, and what
+   flows in from all that is held at its reference value;
+3. where each **head** looks: q and k channels that are in the circuit, and the constants of those
+   that are not;
+4. what each **write** (attn_out, mlp_out) adds, who reads it, and what it does to the answer logits
+   directly: its row of the unembedding.
+
+`str(explanation)` is the text; its fields are plain data, `rows()` is a table and `to_dict()` JSON.
+"""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from tl_sparse.circuit import SITES, Circuit, Edge, Node, Site
+from tl_sparse.sites import READ_SITES, joint_matrix, model_hash, site_map
+from tl_sparse.tasks.base import PairTask, Task
+from tl_sparse.wording import WRITE_SITES, ExplainedHead, ExplainedNode, Explanation, Weighted
+
+
+def explain(
+    circuit: Circuit, model: HookedTransformer, task: Task | None = None, *, n_tokens: int = 4
+) -> Explanation:
+    """Write a circuit out in words: what each node reads, computes, writes and does to the logits.
+
+    With a `PairTask` the effects on its answer logits and the embeddings of the tokens that decide
+    between its two sides are named too. `n_tokens` is how many tokens are named for each read.
+
+    Raises:
+        ValueError: If the circuit was found in another model.
+    """
+    if circuit.model_hash != model_hash(model):
+        raise ValueError(
+            f"The circuit {circuit.task} was found in another model, or the weights have changed. "
+            "Explain it with the model that it was found in."
+        )
+    with torch.no_grad():
+        return _Reader(circuit, model, task, n_tokens).explanation()
+
+
+def residual_links(circuit: Circuit) -> list[tuple[Node, Node]]:
+    """Pair each kept write with the kept reads of its channel in later sublayers."""
+    writes: dict[int, list[Node]] = defaultdict(list)
+    for node in circuit.nodes:
+        if node.site.name in WRITE_SITES:
+            writes[node.channel].append(node)
+    return [
+        (source, read)
+        for read in circuit.nodes
+        if read.site.name in READ_SITES
+        for source in writes[read.channel]
+        if source.site.order < read.site.order
+    ]
+
+
+def readout_nodes(circuit: Circuit) -> tuple[Node, ...]:
+    """Give the nodes that the unembedding reads: the final reads if masked, else the writes."""
+    final = tuple(node for node in circuit.nodes if node.site.name == "final_in")
+    return final or tuple(node for node in circuit.nodes if node.site.name in WRITE_SITES)
+
+
+class _Reader:
+    """Looks the weights around a circuit up."""
+
+    def __init__(
+        self, circuit: Circuit, model: HookedTransformer, task: Task | None, n_tokens: int
+    ) -> None:
+        self.circuit, self.model, self.n_tokens = circuit, model, n_tokens
+        self.answers = dict(task.answer_ids) if isinstance(task, PairTask) else {}
+        self.deciding = _deciding_tokens(task) if isinstance(task, PairTask) else ()
+        self.into: dict[Node, list[Edge]] = defaultdict(list)
+        self.out_of: dict[Node, list[Edge]] = defaultdict(list)
+        for edge in circuit.edges:
+            self.into[edge.target].append(edge)
+            self.out_of[edge.source].append(edge)
+        self.written_by: dict[Node, list[str]] = defaultdict(list)
+        self.read_by: dict[Node, list[str]] = defaultdict(list)
+        for source, read in residual_links(circuit):
+            self.written_by[read].append(str(source))
+            self.read_by[source].append(str(read))
+        self.readouts = set(readout_nodes(circuit))
+        self.arriving = {joint.target: self._arriving(joint) for joint in site_map(model).joints}
+
+    def explanation(self) -> Explanation:
+        cfg = self.model.cfg
+        return Explanation(
+            task=self.circuit.task,
+            n_nodes=self.circuit.n_nodes,
+            n_edges=self.circuit.n_edges,
+            answers=tuple(map(repr, self.answers)),
+            act_fn=str(cfg.act_fn),
+            d_head=cfg.d_head,
+            nodes=tuple(self._node(node) for node in self.circuit.nodes),
+            heads=tuple(self._heads()),
+            notes=tuple(self._notes()),
+        )
+
+    def _arriving(self, joint: Any) -> tuple[Tensor, Tensor]:
+        """Give bias and sum of weight x reference at each node of a joint's target."""
+        matrix = joint_matrix(self.model, joint).double().cpu()
+        reference = torch.tensor(self.circuit.references[joint.source], dtype=torch.float64)
+        bias = self.model.get_parameter(joint.bias).detach().flatten().double().cpu()
+        return bias, reference @ matrix
+
+    def _node(self, node: Node) -> ExplainedNode:
+        site, channel = node.site, node.channel
+        found: dict[str, Any] = {}
+        if site.name in ("q", "k", "v"):
+            found["head"] = channel // self.model.cfg.d_head
+        if site.name in READ_SITES:
+            found |= self._read(node)
+        else:
+            bias, total = self.arriving[site]
+            references = self.circuit.references
+            live = sum(
+                e.weight * references[e.source.site][e.source.channel] for e in self.into[node]
+            )
+            constant = total[channel].item() - live
+            # What is left of a sum whose every term was taken out again is rounding, not a number.
+            found["constant"] = constant if abs(constant) > 1e-9 else 0.0
+            found["bias"] = bias[channel].item()
+        if node in self.readouts:
+            found |= self._readout(node)
+        return ExplainedNode(
+            node=str(node),
+            layer=site.layer,
+            site=site.name,
+            channel=channel,
+            reference=float(self.circuit.references[site][channel]),
+            inputs=tuple((str(e.source), float(e.weight)) for e in self.into[node]),
+            outputs=tuple((str(e.target), float(e.weight)) for e in self.out_of[node]),
+            read_by=tuple(self.read_by[node]),
+            **found,
+        )
+
+    def _read(self, node: Node) -> dict[str, Any]:
+        column = self.model.embed.W_E.detach()[:, node.channel]
+        norm = self.model.ln_final
+        if node.site.name != "final_in":
+            block = self.model.blocks[node.site.layer]
+            norm = block.ln1 if node.site.name == "attn_in" else block.ln2
+        return {
+            "gain": self._gain(norm, node.channel),
+            "highest": self._top(column),
+            "lowest": self._top(column, sign=-1),
+            "n_tokens": int((column != 0).sum()),
+            "task_tokens": tuple((self._token(i), column[i].item()) for i in self.deciding),
+            "written_by": tuple(self.written_by[node]),
+        }
+
+    def _readout(self, node: Node) -> dict[str, Any]:
+        row = self.model.unembed.W_U.detach()[node.channel]
+        row = row * self._gain(self.model.ln_final, node.channel)
+        return {
+            "logits": tuple((repr(text), row[i].item()) for text, i in self.answers.items()),
+            "raises": self._top(row),
+            "lowers": self._top(row, sign=-1),
+        }
+
+    def _gain(self, norm: Any, channel: int) -> float:
+        weight = getattr(norm, "w", None)
+        return weight[channel].item() if isinstance(weight, Tensor) else 1.0
+
+    def _top(self, column: Float[Tensor, " d_vocab"], *, sign: int = 1) -> tuple[Weighted, ...]:
+        """Give the tokens with the largest entries of one sign."""
+        values, ids = (sign * column).topk(min(self.n_tokens, len(column)))
+        return tuple(
+            (self._token(i), sign * value)
+            for value, i in zip(values.tolist(), ids.tolist(), strict=True)
+            if value > 0
+        )
+
+    def _token(self, i: int) -> str:
+        tokenizer: Any = self.model.tokenizer
+        return f"token {i}" if tokenizer is None else repr(tokenizer.decode([i]))
+
+    def _heads(self) -> list[ExplainedHead]:
+        kept = {node for node in self.circuit.nodes if node.site.name in ("q", "k", "v")}
+        d_head, heads = self.model.cfg.d_head, []
+        for layer, head in sorted({(n.site.layer, n.channel // d_head) for n in kept}):
+            attention: Any = self.model.blocks[layer].attn
+            scale, rest, channels = float(attention.attn_scale), 0.0, []
+            for c in range(d_head):
+                pair = [Node(Site(layer, name), head * d_head + c) for name in ("q", "k")]
+                held = [float(self.circuit.references[n.site][n.channel]) for n in pair]
+                q, k = (None if n in kept else x for n, x in zip(pair, held, strict=True))
+                if q is not None and k is not None:
+                    rest += q * k / scale
+                else:
+                    channels.append((c, q, k))
+            sinks = attention.sinks if self.model.cfg.use_attention_sinks else None
+            heads.append(
+                ExplainedHead(
+                    layer=layer,
+                    head=head,
+                    scale=scale,
+                    channels=tuple(channels),
+                    constant_score=rest,
+                    sink=None if sinks is None else sinks[head].item(),
+                )
+            )
+        return heads
+
+    def _notes(self) -> list[str]:
+        cfg, sparsity = self.model.cfg, getattr(self.model, "sparsity", None)
+        held = {"zero": "zero", "corpus_mean": "its mean over the training text"}
+        value = held.get(self.circuit.ablation, f"its reference ({self.circuit.ablation})")
+        notes = [
+            f"Whatever is not in the circuit is held at {value}.",
+            f"The residual stream passes a norm ({cfg.normalization_type}) before each read; "
+            "tokens' weights are those before it, effects on logits per unit after the last one.",
+        ]
+        if sparsity is not None and any(sparsity.site_density(site) < 1 for site in SITES):
+            notes.append("AbsTopK follows each step: at a token only the largest channels stay.")
+        if sparsity is not None and sparsity.bigram_table:
+            notes.append(
+                "A bigram table adds to the logits beside the circuit, by the last token alone."
+            )
+        if cfg.positional_embedding_type not in ("none", None):
+            notes.append(f"Positions ({cfg.positional_embedding_type}) come in beside the tokens.")
+        return notes
+
+
+def _deciding_tokens(task: PairTask, n_pairs: int = 64) -> tuple[int, ...]:
+    """Give the tokens in which the two prompts of a pair differ, where that is so in many pairs."""
+    n_pairs = min(n_pairs, task.n_examples("train"))
+    batch = task.batch("train", range(n_pairs))
+    prompts = [
+        set(row[: end + 1].tolist()) for row, end in zip(batch.tokens, batch.last, strict=True)
+    ]
+    sides = zip(prompts[:n_pairs], prompts[n_pairs:], strict=True)
+    counts = Counter(token for a, b in sides for token in sorted(a ^ b))
+    return tuple(token for token, count in counts.most_common(4) if count >= n_pairs / 8)

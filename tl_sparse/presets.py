@@ -1,0 +1,69 @@
+"""Shapes and recipes that were tried: the demo's models.
+
+Sizes follow the paper where it gives them (d_head 16, d_mlp 4 x d_model, RMS norm with float32's
+epsilon, no positions, sinks, a bigram table; Gao et al. 2025, A.1); the rest was chosen so that two
+CPU cores train a pair of models within the demo's quarter of an hour.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+
+FLOAT32_EPS = 1.1920928955078125e-07
+"""The epsilon of the reference's norm; TransformerLens' default would be 1e-5."""
+
+DEMO_WIDTH = 128
+DEMO_VOCABULARY = 1024
+
+
+def demo_shape(d_vocab: int, *, width: int = DEMO_WIDTH, seed: int = 0) -> dict[str, Any]:
+    """Give the demo's HookedTransformerConfig as a dict: 2 layers, 128 tokens, heads of 16.
+
+    `width` is any integer; there are ceil(width / 16) heads.
+
+    Examples:
+        >>> demo_shape(1024, width=50)["n_heads"]
+        4
+    """
+    return {
+        "n_layers": 2,
+        "d_model": width,
+        "d_mlp": 4 * width,
+        "d_head": 16,
+        "n_heads": math.ceil(width / 16),
+        "n_ctx": 128,
+        "d_vocab": d_vocab,
+        "act_fn": "gelu",
+        "normalization_type": "RMSPre",
+        "eps": FLOAT32_EPS,
+        "positional_embedding_type": "none",
+        "use_attention_sinks": True,
+        "default_prepend_bos": False,
+        "initializer_range": 0.02,
+        "seed": seed,
+        "device": "cpu",
+    }
+
+
+DEMO_SPARSITY = SparsityConfig(weight_density=0.03, activation_density=0.25, bigram_table=True)
+"""The demo's sparse arm: 3 % of the block weights, AbsTopK of a quarter at the eight sites."""
+
+DENSE_SPARSITY = SparsityConfig(bigram_table=True)
+"""The dense control: the sparse model's sinks and bigram table, and no AbsTopK."""
+
+DEMO_TRAINING = TrainingConfig(n_tokens=5_242_880, batch_size=32, learning_rate=0.03)
+"""The demo's recipe for the sparse arm: 1,280 steps of 32 x 128 tokens."""
+
+DENSE_TRAINING = replace(DEMO_TRAINING, learning_rate=0.01)
+"""The same tokens and schedule at the dense control's own good learning rate."""
+
+PLAIN_ADAM = replace(
+    DEMO_TRAINING, learning_rate=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
+    gradient_scaling="none", sharkfin=False,
+)  # fmt: skip
+"""Adam as everybody knows it, with the same annealing of the density, to compare with."""
+
+DEMO_PRUNING = PruningConfig()
+"""How both arms of the demo are pruned."""

@@ -1,0 +1,187 @@
+"""How the pruner sees a model: places where nodes live, and the weights that join them.
+
+`site_map(model)` lists, for any HookedTransformer of GPT-2's shape, sparse or not,
+
+- its **sites**: hook point, width, and the axes of the activation that hold the nodes;
+- its **joints**: each weight matrix that joins two sites, as a (source width, target width) matrix.
+
+Nothing else of the pruning and audit code knows how a model is built, so that another kind of model
+is another map.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from tl_sparse.circuit import SITES, Site
+
+READ_SITES = frozenset({"attn_in", "mlp_in", "final_in"})
+"""Sites whose nodes have no in-edges: they read the residual stream, an identity, not a weight."""
+
+_HOOKS = {
+    "attn_in": "blocks.{l}.hook_attn_read",
+    "q": "blocks.{l}.attn.hook_q",
+    "k": "blocks.{l}.attn.hook_k",
+    "v": "blocks.{l}.attn.hook_v",
+    "attn_out": "blocks.{l}.hook_attn_out",
+    "mlp_in": "blocks.{l}.hook_mlp_read",
+    "mlp_neuron": "blocks.{l}.mlp.hook_post",
+    "mlp_out": "blocks.{l}.hook_mlp_out",
+}
+_STOCK_HOOKS = {
+    "attn_in": "blocks.{l}.ln1.hook_normalized",
+    "mlp_in": "blocks.{l}.ln2.hook_normalized",
+}
+_JOINTS = (
+    ("attn_in", "q", "attn.W_Q", "attn.b_Q"),
+    ("attn_in", "k", "attn.W_K", "attn.b_K"),
+    ("attn_in", "v", "attn.W_V", "attn.b_V"),
+    ("v", "attn_out", "attn.W_O", "attn.b_O"),
+    ("mlp_in", "mlp_neuron", "mlp.W_in", "mlp.b_in"),
+    ("mlp_neuron", "mlp_out", "mlp.W_out", "mlp.b_out"),
+)
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """One site of one model."""
+
+    site: Site
+    hook_name: str
+    shape: tuple[int, ...]
+    """The trailing axes of the activation whose entries are nodes, e.g. (n_heads, d_head)."""
+
+    @property
+    def width(self) -> int:
+        """The number of nodes."""
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One weight matrix between two sites."""
+
+    source: Site
+    target: Site
+    weight: str
+    """Name of the parameter."""
+    bias: str
+    """Name of the bias that is added at the target."""
+
+
+@dataclass(frozen=True)
+class SiteMap:
+    """The sites of a model, in the order of the forward pass, and the weights between them."""
+
+    sites: tuple[SiteInfo, ...]
+    joints: tuple[Joint, ...]
+
+    def __getitem__(self, site: Site) -> SiteInfo:
+        """Give one site's entry."""
+        for info in self.sites:
+            if info.site == site:
+                return info
+        raise KeyError(f"The model has no site {site}.")
+
+    def __contains__(self, site: object) -> bool:
+        """Tell whether the model has a site."""
+        return any(info.site == site for info in self.sites)
+
+    @property
+    def n_nodes(self) -> int:
+        """The number of nodes of the whole model, `final_in` not counted."""
+        return sum(info.width for info in self.sites if info.site.name != "final_in")
+
+
+def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
+    """Map a HookedTransformer, sparse or stock; `final` adds the input of the unembedding.
+
+    Raises:
+        ValueError: If the model's blocks are not of a shape that the map knows.
+    """
+    cfg = model.cfg
+    for name in ("gated_mlp", "n_key_value_heads", "num_experts", "parallel_attn_mlp"):
+        if getattr(cfg, name):
+            raise ValueError(f"site_map does not know models with cfg.{name}={getattr(cfg, name)}.")
+    widths: dict[str, tuple[int, ...]] = dict.fromkeys(SITES, (cfg.d_model,))
+    widths |= dict.fromkeys(("q", "k", "v"), (cfg.n_heads, cfg.d_head))
+    names = SITES[:-1]
+    if cfg.attn_only:
+        names = tuple(name for name in names if not name.startswith("mlp"))
+    else:
+        assert cfg.d_mlp is not None
+        widths["mlp_neuron"] = (cfg.d_mlp,)
+    sites = []
+    for layer in range(cfg.n_layers):
+        for name in names:
+            hook = _HOOKS[name].format(l=layer)
+            if hook not in model.hook_dict:
+                hook = _STOCK_HOOKS[name].format(l=layer)
+            sites.append(SiteInfo(Site(layer, name), hook, widths[name]))
+    if final:
+        last = Site(cfg.n_layers, "final_in")
+        sites.append(SiteInfo(last, "ln_final.hook_normalized", (cfg.d_model,)))
+    missing = [info.hook_name for info in sites if info.hook_name not in model.hook_dict]
+    if missing:
+        raise ValueError(
+            f"The model has no hook point {missing[0]}; it needs a norm before each read."
+        )
+    joints = tuple(
+        Joint(Site(layer, a), Site(layer, b), f"blocks.{layer}.{weight}", f"blocks.{layer}.{bias}")
+        for layer in range(cfg.n_layers)
+        for a, b, weight, bias in _JOINTS
+        if a in names and b in names
+    )
+    return SiteMap(tuple(sites), joints)
+
+
+def joint_matrix(model: HookedTransformer, joint: Joint) -> Float[Tensor, "source target"]:
+    """Give a joint's weight as a (source node, target node) matrix, its heads flattened."""
+    weight = model.get_parameter(joint.weight).detach()
+    if weight.ndim == 2:
+        return weight
+    if joint.target.name == "attn_out":  # W_O: head_index d_head d_model
+        return weight.flatten(0, 1)
+    return weight.transpose(0, 1).flatten(1)  # W_Q, W_K, W_V: head_index d_model d_head
+
+
+def interface_counts(
+    model: HookedTransformer, channels: Mapping[Site, tuple[int, ...]]
+) -> tuple[int, int]:
+    """Count what touches kept nodes but is not an edge: interface weights and biases.
+
+    The first number is the nonzero entries of W_E in the residual channels that kept nodes read and
+    of W_U in those that they write; the second the nonzero biases of kept nodes.
+    """
+    reads: set[int] = set()
+    writes: set[int] = set()
+    for site, kept in channels.items():
+        if site.name in ("attn_in", "mlp_in"):
+            reads.update(kept)
+        if site.name in ("attn_out", "mlp_out"):
+            writes.update(kept)
+    n_in = int((model.embed.W_E.detach()[:, sorted(reads)] != 0).sum())
+    n_out = int((model.unembed.W_U.detach()[sorted(writes)] != 0).sum())
+    n_biases = 0
+    for joint in site_map(model).joints:
+        bias = model.get_parameter(joint.bias).detach().flatten()
+        n_biases += int((bias[list(channels.get(joint.target, ()))] != 0).sum())
+    return n_in + n_out, n_biases
+
+
+def model_hash(model: HookedTransformer) -> str:
+    """Give a hash of a model's parameters: names, shapes, types and every bit of every entry."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        tensor = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
