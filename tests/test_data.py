@@ -1,6 +1,7 @@
 """Sources, tokenizer, cache and batches, against oracles that share no code with ours."""
 
 import ast
+import contextlib
 import copy
 import errno
 import hashlib
@@ -356,22 +357,28 @@ def test_a_full_disk_leaves_nothing_and_says_what_to_do(make, tmp_path, monkeypa
     assert make(TEXTS).train.n_tokens > 0
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def files_of_20_kb():
-    """The kernel refuses to write a file beyond 20,000 bytes, as a full disk would."""
+    """The kernel refuses to write a file beyond 20,000 bytes, as a full disk would.
+
+    Around the call alone: pytest's own report may be going to a file that is longer already.
+    """
     resource = pytest.importorskip("resource")
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("wrap", [list, iter])  # the tokens fail to be written, or the spool
-def test_a_real_limit_on_writing_leaves_nothing(make, tmp_path, tokenizer, files_of_20_kb, wrap):
-    with pytest.raises(OSError, match="cache is full"):
-        make(wrap([f"{i} " * 50 for i in range(1000)]), tokenizer=tokenizer)
+def test_a_real_limit_on_writing_leaves_nothing(make, tmp_path, tokenizer, wrap):
+    texts = wrap([f"{i} " * 50 for i in range(1000)])
+    with pytest.raises(OSError, match="cache is full"), files_of_20_kb():
+        make(texts, tokenizer=tokenizer)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
