@@ -313,8 +313,8 @@ class PruningConfig:
     """Width of the sigmoid whose derivative stands for the step's in the backward pass."""
 
     drop_one: bool = True
-    """After the size is chosen, go once through the nodes and take out those that the target does
-    not need. The paper's authors cleaned up by hand; False gives what the ranking by tau finds."""
+    """After the size is chosen, take out nodes that the target does not need, until each of those
+    left is needed. The paper's authors cleaned up by hand; False gives what the ranking by tau finds."""
 
     tie_qk: bool = False
     """Keep or drop the q and k node of one (head, channel) together (the paper's are separate)."""

@@ -10,7 +10,7 @@ each node has and m = [tau > 0] its gate:
    target on the *validation* pairs. Loss is not monotone in size, so sizes are tried from small to
    large, and the rule for dropped nodes (`ablation.without_dropped`) is applied at each,
 4. drop one: take out each kept node whose absence leaves the validation loss at the target, the
-   lowest tau first (the paper's authors cleaned up by hand),
+   lowest tau first, until every node left is needed (the paper's authors cleaned up by hand),
 5. report on the *test* pairs, and count edges: nonzero weights between kept nodes.
 """
 
@@ -336,25 +336,28 @@ def _drop_one(
     config: PruningConfig,
     progress: bool,
 ) -> dict[Site, Tensor]:
-    """Take out, lowest tau first and once through, the nodes that the target does not need."""
+    """Take out, lowest tau first, nodes that the target does not need, until each is needed."""
     # A removal is first tried on a few pairs, whose loss may lie above the whole split's.
     n_screen = min(32, task.n_examples("validation"))
     here = _loss_with(model, task, sites, references, kept, n_examples=n_screen)
     screen = 1.1 * max(config.target_loss, here)
-    nodes = [(s, c) for s, keep in kept.items() for c in keep.nonzero().flatten().tolist()]
-    nodes.sort(key=lambda node: float(taus[node[0]][node[1]]))
-    for site, channel in tqdm(nodes, desc="drop one", disable=not progress, mininterval=0.5):
-        if not kept[site][channel]:
-            continue  # it fell with another
-        fewer = {s: keep.clone() for s, keep in kept.items()}
-        fewer[site][channel] = False
-        if config.tie_qk and site.name in ("q", "k"):
-            fewer[Site(site.layer, "k" if site.name == "q" else "q")][channel] = False
-        fewer = without_dropped(model, sites, fewer, tie_qk=config.tie_qk)
-        if _loss_with(model, task, sites, references, fewer, n_examples=n_screen) > screen:
-            continue
-        if _loss_with(model, task, sites, references, fewer) <= config.target_loss:
-            kept = fewer
+    changed = True
+    while changed:
+        changed = False
+        nodes = [(s, c) for s, keep in kept.items() for c in keep.nonzero().flatten().tolist()]
+        nodes.sort(key=lambda node: float(taus[node[0]][node[1]]))
+        for site, channel in tqdm(nodes, desc="drop one", disable=not progress, mininterval=0.5):
+            if not kept[site][channel]:
+                continue  # it fell with another
+            fewer = {s: keep.clone() for s, keep in kept.items()}
+            fewer[site][channel] = False
+            if config.tie_qk and site.name in ("q", "k"):
+                fewer[Site(site.layer, "k" if site.name == "q" else "q")][channel] = False
+            fewer = without_dropped(model, sites, fewer, tie_qk=config.tie_qk)
+            if _loss_with(model, task, sites, references, fewer, n_examples=n_screen) > screen:
+                continue
+            if _loss_with(model, task, sites, references, fewer) <= config.target_loss:
+                kept, changed = fewer, True
     return kept
 
 

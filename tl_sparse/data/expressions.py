@@ -304,14 +304,20 @@ def comparison(draft: Draft) -> str:
 def condition(draft: Draft) -> str:
     """What stands after `if`, `elif` and `while`: a comparison, a name, or two joined."""
     u = draft.random()
-    if u < 0.62:
+    if u < 0.56:
         return comparison(draft)
-    if u < 0.80:
+    if u < 0.72:
         return draft.need("bool")
-    if u < 0.88:
+    if u < 0.80:
         return f"not {draft.need('bool')}"
     if u < 0.94:
-        return f"{draft.pick(draft.nouns)}.{draft.pick(draft.verbs)}({string(draft)})"
+        test = f"{draft.pick(draft.nouns)}.{draft.pick(draft.verbs)}({string(draft)})"
+        v = draft.random()
+        if v < 0.3:
+            return test
+        if v < 0.65:
+            return f"{test} {draft.pick(('==', '>', '<', '!='))} {value(draft, 'int')}"
+        return f"{test} {draft.pick(('and', 'or'))} {draft.need('bool')}"
     return f"{comparison(draft)} {draft.pick(('and', 'or'))} {draft.need('bool')}"
 
 

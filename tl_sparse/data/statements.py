@@ -65,24 +65,37 @@ def print_something(draft: Draft) -> None:
     else:
         arguments = value(draft, draft.pick(("int", "str", "list", "dict")))
     line = f"print({arguments})"
-    draft.write(line if draft.chance(0.9) else f"{line}  # {text(draft, draft.number(2, 5))}")
+    draft.write(line if draft.chance(0.7) else f"{line}  # {text(draft, draft.number(2, 5))}")
 
 
 def call_something(draft: Draft) -> None:
-    """Call something for its effect."""
-    draft.write(call(draft))
+    """Call something for its effect, perhaps under a condition or with a comment behind."""
+    line = call(draft)
+    u = draft.random()
+    if u < 0.2:
+        line = f"{line}  # {text(draft, draft.number(2, 5))}"
+    elif u < 0.3:
+        line = f"{line} {draft.pick(('and', 'or'))} {call(draft)}"
+    draft.write(line)
+
+
+def call_in_expression(draft: Draft) -> str:
+    """A call, mostly with an operator, an alternative or a comment behind it."""
+    left, u = call(draft), draft.random()
+    if u < 0.35:
+        return left
+    if u < 0.55:
+        return f"{left} {draft.pick(('+', '-', '*', '==', '+', '!='))} {value(draft, 'int')}"
+    if u < 0.70:
+        return f"{left} {draft.pick(('or', 'and'))} {value(draft, 'str')}"
+    if u < 0.85:
+        return f"{left} if {condition(draft)} else {literal(draft, 'int')}"
+    return f"{left}  # {text(draft, draft.number(2, 5))}"
 
 
 def assign_call(draft: Draft) -> None:
-    """Assign the result of a call, sometimes with an operator or a comment behind the call."""
-    right = call(draft)
-    u = draft.random()
-    if u < 0.15:
-        right = f"{right} {draft.pick(('+', '-', '*'))} {value(draft, 'int')}"
-    elif u < 0.25:
-        right = f"{right} or {value(draft, 'str')}"
-    elif u < 0.33:
-        right = f"{right}  # {text(draft, draft.number(2, 5))}"
+    """Assign the result of a call, or of an expression that begins with one."""
+    right = call_in_expression(draft)
     draft.write(f"{draft.define(draft.pick(('int', 'str', 'object')))} = {right}")
 
 
@@ -201,10 +214,12 @@ def leave(draft: Draft) -> None:
 def return_something(draft: Draft) -> None:
     """Write a `return`."""
     u = draft.random()
-    if u < 0.35:
+    if u < 0.25:
         result = truth(draft)
-    elif u < 0.7:
+    elif u < 0.5:
         result = value(draft, draft.pick(("int", "str", "list", "set", "dict")))
+    elif u < 0.75:
+        result = call_in_expression(draft)
     elif u < 0.9:
         result = number_expression(draft)
     else:
