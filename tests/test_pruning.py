@@ -1,6 +1,7 @@
 """`prune` on a model whose mechanism is planted by hand, and its promises."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,11 +11,12 @@ from plain import plain_forward
 from torch import Tensor
 
 from tl_sparse import only_circuit, prune
-from tl_sparse.ablation import References, zero_references
+from tl_sparse.ablation import References, without_dropped, zero_references
 from tl_sparse.circuit import Edge, Node, Site
 from tl_sparse.config import PruningConfig, SparsityConfig
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.pruning import TaskGateError, UnreachableTargetError, _grid, _ranks, evaluate
+from tl_sparse.sites import site_map
 from tl_sparse.tasks import Pair, PairTask, Split
 
 QUICK = PruningConfig(n_steps=150, batch_size=16, learning_rate=0.02, k_coef=3e-3)
@@ -128,6 +130,39 @@ def test_losses_in_the_circuit_are_those_of_an_independent_forward_pass():
         assert circuit.losses[split] == pytest.approx(by_hand, abs=1e-9)
     with only_circuit(model, circuit):
         assert evaluate(model, task, "test")[0] == pytest.approx(circuit.losses["test"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_after_drop_one_every_node_is_needed(seed):
+    # Nothing is learned: the taus rank nearly at random, and the path alone leaves much to drop.
+    task, model, refs = random_task_and_model(seed)
+    config = replace(FREE, k_coef=0.0, n_steps=2)
+    circuit = prune(model, task, refs, config, progress=False)
+    untouched = prune(model, task, refs, replace(config, drop_one=False), progress=False)
+    assert set(circuit.nodes) < set(untouched.nodes)
+
+    p = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    batch = task.batch("validation")
+
+    def loss_with(kept: dict[Site, Tensor]) -> float:
+        def at(layer, name, x):
+            return torch.where(kept[Site(layer, name)], x, torch.zeros_like(x))
+
+        logits = plain_forward(p, batch.tokens, model.sparsity, SHAPE, at)
+        last = logits[torch.arange(len(batch.last)), batch.last]
+        right, wrong = (last.gather(1, ids[:, None])[:, 0] for ids in (batch.correct, batch.wrong))
+        return torch.log1p(torch.exp(wrong - right)).mean().item()
+
+    sites = site_map(model)
+    kept = {
+        info.site: torch.tensor([Node(info.site, c) in circuit.nodes for c in range(info.width)])
+        for info in sites.sites
+    }
+    assert loss_with(kept) <= config.target_loss
+    for node in circuit.nodes:
+        fewer = {site: keep.clone() for site, keep in kept.items()}
+        fewer[node.site][node.channel] = False
+        assert loss_with(without_dropped(model, sites, fewer)) > config.target_loss
 
 
 def test_edges_are_the_nonzero_weights_between_kept_nodes():

@@ -314,7 +314,8 @@ class PruningConfig:
 
     drop_one: bool = True
     """After the size is chosen, take out nodes that the target does not need, until each of those
-    left is needed. The paper's authors cleaned up by hand; False gives what the ranking by tau finds."""
+    left is needed. The paper's authors cleaned up by hand; False gives what the ranking by tau
+    finds."""
 
     tie_qk: bool = False
     """Keep or drop the q and k node of one (head, channel) together (the paper's are separate)."""

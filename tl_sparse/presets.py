@@ -56,8 +56,8 @@ DENSE_SPARSITY = SparsityConfig(bigram_table=True)
 DEMO_TRAINING = TrainingConfig(
     n_tokens=5_242_880, batch_size=32, learning_rate=0.03, anneal="power"
 )
-"""The demo's recipe for the sparse arm: 1,280 steps of 32 x 128 tokens. The density falls as a power
-law: in so short a run the steps near the final density are what counts (docs/results)."""
+"""The demo's recipe for the sparse arm: 1,280 steps of 32 x 128 tokens. The density falls as a
+power law, so that more of a short run is spent near the final density (docs/results/quotes.md)."""
 
 DENSE_TRAINING = replace(DEMO_TRAINING, learning_rate=0.01)
 """The same tokens and schedule at the dense control's own good learning rate."""
