@@ -56,8 +56,8 @@ DENSE_SPARSITY = SparsityConfig(bigram_table=True)
 DEMO_TRAINING = TrainingConfig(
     n_tokens=5_242_880, batch_size=16, learning_rate=0.03, anneal="power"
 )
-"""The demo's recipe for the sparse arm: 2,560 steps of 16 x 128 tokens. Small batches, and a density
-that falls as a power law, give a short run more steps near its final density
+"""The demo's recipe for the sparse arm: 2,560 steps of 16 x 128 tokens. Small batches, and a
+density that falls as a power law, give a short run more steps near its final density
 (docs/results/quotes.md)."""
 
 DENSE_TRAINING = replace(DEMO_TRAINING, learning_rate=0.01)
