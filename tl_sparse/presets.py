@@ -53,9 +53,7 @@ DEMO_SPARSITY = SparsityConfig(weight_density=0.03, activation_density=0.25, big
 DENSE_SPARSITY = SparsityConfig(bigram_table=True)
 """The dense control: the sparse model's sinks and bigram table, and no AbsTopK."""
 
-DEMO_TRAINING = TrainingConfig(
-    n_tokens=5_242_880, batch_size=8, learning_rate=0.03, anneal="power"
-)
+DEMO_TRAINING = TrainingConfig(n_tokens=5_242_880, batch_size=8, learning_rate=0.03, anneal="power")
 """The demo's recipe for the sparse arm: 5,120 steps of 8 x 128 tokens. Small batches, and a
 density that falls as a power law, give a short run more steps near its final density
 (docs/results/quotes.md)."""
