@@ -2,11 +2,13 @@
 
     python examples/quote_results.py --folder results --seeds 0 1 2    # some three hours, two cores
 
-For each seed a sparse model and a dense one of equal width are trained and pruned as in the demo.
-Then the width is searched at which a dense model's mean validation loss equals the sparse one's,
-and those controls are pruned too. Last, the sparse arm is trained with plain Adam instead of the
-paper's recipe. Every stage is kept in the folder: a second run goes on where the first was stopped,
-and `--stages` does only some of them.
+For each seed a sparse model and a dense one of equal width are trained and pruned as in the demo
+(pair). The width is searched at which a dense model's mean validation loss equals the sparse one's,
+and those controls are pruned too (match). All arms are pruned with other settings of the pruner, so
+that each can be judged by its own best one (prune). On the first seed the sparse arm is trained
+with plain Adam instead of the paper's recipe (adam), and the dense one at other learning rates
+(rates). Every stage is kept in the folder: a second run goes on where the first was stopped, and
+`--stages` does only some of them.
 """
 
 import argparse
@@ -19,16 +21,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tl_sparse import data
+from tl_sparse import data, prune, references, tasks
 from tl_sparse.control import match_width
-from tl_sparse.demo import ArmSpec, DemoSettings, dense_arm, run_demo, train_arm
+from tl_sparse.demo import TASK, ArmSpec, DemoSettings, arm_specs, dense_arm, run_demo, train_arm
 from tl_sparse.files import write_text
-from tl_sparse.presets import DEMO_SPARSITY, DEMO_VOCABULARY, DEMO_WIDTH, PLAIN_ADAM
+from tl_sparse.presets import (
+    DEMO_PRUNING,
+    DEMO_SPARSITY,
+    DEMO_VOCABULARY,
+    DEMO_WIDTH,
+    DENSE_TRAINING,
+    PLAIN_ADAM,
+)
+from tl_sparse.pruning import TaskGateError, UnreachableTargetError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PRESET = ROOT / "tl_sparse" / "matched_width.json"
+STAGES = ("pair", "match", "prune", "adam", "rates")
 ADAM_RATES = (1e-3, 3e-3, 1e-2)
+DENSE_RATES = (3e-3, 3e-2)
+PRUNINGS = {
+    "price 0.001": replace(DEMO_PRUNING, k_coef=1e-3),
+    "price 0.0003": replace(DEMO_PRUNING, k_coef=3e-4),
+    "adaptive, rate 0.03": replace(DEMO_PRUNING, learning_rate=3e-2),
+}
 MARKS = ("<!-- tables: made by examples/quote_results.py -->", "<!-- end of tables -->")
 
 
@@ -69,6 +86,46 @@ def matched_width(folder: Path, seeds: list[int], sparse_losses: list[float]) ->
     preset = match.to_dict() | {"corpus": corpus.hash}
     write_text(PRESET, json.dumps(preset, indent=1) + "\n")
     return preset
+
+
+def pruning_rows(
+    folder: Path, rows: list[dict[str, Any]], width: int | None
+) -> list[dict[str, Any]]:
+    """Count every arm's edges with other settings of the pruner, beside the demo's."""
+    corpus, found = the_corpus(folder), []
+    task = tasks.get(TASK, tokenizer=corpus.tokenizer)
+    for row in rows:
+        mine = settings(row["seed"])
+        specs = [*arm_specs(mine), *([dense_arm(mine, width)] if width else [])]
+        spec = next(spec for spec in specs if spec.title == row["arm"])
+        place = folder / f"seed{row['seed']}" / spec.name
+        model, _ = train_arm(spec, corpus, place)
+        refs = references(model, corpus, mine.n_reference_tokens)
+        edges = {"adaptive price": row["edges"]}
+        for name, config in PRUNINGS.items():
+            kept = place / f"edges {name}.json"
+            if not kept.is_file():
+                try:
+                    n_edges = prune(model, task, refs, replace(config, seed=row["seed"])).n_edges
+                except (TaskGateError, UnreachableTargetError):
+                    n_edges = None
+                write_text(kept, json.dumps(n_edges))
+            edges[name] = json.loads(kept.read_text(encoding="utf-8"))
+        found.append({"seed": row["seed"], "arm": row["arm"]} | edges)
+        print(found[-1], flush=True)
+    return found
+
+
+def rate_rows(folder: Path, seed: int, loss: float) -> list[dict[str, Any]]:
+    """Train the dense arm of equal width at other learning rates, beside the demo's."""
+    corpus, losses = the_corpus(folder), {DENSE_TRAINING.learning_rate: loss}
+    for rate in DENSE_RATES:
+        spec = dense_arm(settings(seed), DEMO_WIDTH)
+        training = replace(spec.training, learning_rate=rate)
+        spec = replace(spec, name=f"dense-lr{rate:g}", training=training)
+        _, history = train_arm(spec, corpus, folder / f"seed{seed}" / spec.name)
+        losses[rate] = history.validation_loss
+    return [{"dense, rate": f"{r:g}", "validation loss": losses[r]} for r in sorted(losses)]
 
 
 def adam_rows(folder: Path, seed: int) -> list[dict[str, Any]]:
@@ -115,7 +172,12 @@ def write_results(found: dict[str, Any]) -> None:
         match = found["match"]
         gaps = ", ".join(f"{gap:+.3f}" for gap in match["gaps"])
         parts.append(f"Matched width {match['width']}: dense minus sparse loss by seed {gaps}.")
-    parts += [table(found["recipes"])] if found.get("recipes") else []
+    if found.get("prunings"):
+        parts.append(
+            "Edges with other settings of the pruner, all else equal (-: no circuit found):"
+        )
+        parts.append(table(found["prunings"]))
+    parts += [table(found[name]) for name in ("recipes", "rates") if found.get(name)]
     page = RESULTS / "quotes.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
@@ -128,9 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--stages", nargs="+", default=["pair", "match", "adam"], choices=["pair", "match", "adam"]
-    )
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     args = parser.parse_args()
     the_corpus(args.folder)
     found: dict[str, Any] = {
@@ -140,14 +200,20 @@ def main() -> None:
     }
     found["rows"] = demo_rows(args.folder, args.seeds)
     sparse = [row["validation loss"] for row in found["rows"] if row["arm"] == "sparse"]
+    dense = [row["validation loss"] for row in found["rows"] if row["arm"] != "sparse"]
+    width = None
     if "match" in args.stages:
         found["match"] = matched_width(args.folder, args.seeds, sparse)
         width = found["match"]["width"]
         found["rows"] = demo_rows(args.folder, args.seeds, full=True, matched_width=width)
+    if "prune" in args.stages:
+        found["prunings"] = pruning_rows(args.folder, found["rows"], width)
+    seed = args.seeds[0]
     if "adam" in args.stages:
-        seed = args.seeds[0]
         paper = {"recipe": "the paper's", "validation loss": sparse[0]}
         found["recipes"] = [paper, *adam_rows(args.folder, seed)]
+    if "rates" in args.stages:
+        found["rates"] = rate_rows(args.folder, seed, dense[0])
     write_results(found)
 
 
