@@ -185,18 +185,24 @@ RUN = """
 import sys
 sys.path.insert(0, {tests!r})
 import torch
-from test_training import LONG, fresh
+from test_training import {config}, fresh
 from tl_sparse import data, train
 torch.set_num_threads(1)
 texts = list(data.generate_programs(150, seed=5))
 corpus = data.corpus(texts, vocab_size=400, cache_dir={cache!r}, progress=False)
-train(fresh(corpus), corpus, LONG, folder={folder!r}, progress=False)
+train(fresh(corpus), corpus, {config}, folder={folder!r}, progress=False)
+print("trained")
 """
 
 
+def code(config: str, folder: Path, cache: Path) -> str:
+    tests = str(Path(__file__).parent)
+    return RUN.format(config=config, folder=str(folder), cache=str(cache), tests=tests)
+
+
 def start(folder: Path, cache: Path) -> subprocess.Popen[bytes]:
-    code = RUN.format(folder=str(folder), cache=str(cache), tests=str(Path(__file__).parent))
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code("LONG", folder, cache)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
 def wait_for_checkpoint(folder: Path, at_least: int) -> None:
@@ -309,6 +315,38 @@ def test_a_tracker_that_is_not_installed_is_refused(corpus, monkeypatch):
     config = TrainingConfig.from_dict(QUICK.to_dict() | {"trackers": ("wandb",)})
     with pytest.raises(ValueError, match=r"pip install tl-sparse\[track\]"):
         train(fresh(corpus), corpus, config, progress=False)
+
+
+def test_tensorboard_needs_a_folder(corpus, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    config = TrainingConfig.from_dict(QUICK.to_dict() | {"trackers": ("tensorboard",)})
+    with pytest.raises(ValueError, match="give train a folder"):
+        train(fresh(corpus), corpus, config, progress=False)
+
+
+def test_two_processes_share_each_batch(corpus, tmp_path):
+    """Under torchrun, each process takes half of the rows, and the run is that of one process."""
+    script, one, two = tmp_path / "run.py", tmp_path / "one", tmp_path / "two"
+    script.write_text(code("QUICK", two, tmp_path / "cache"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run([*torchrun, str(script)], check=True, capture_output=True, text=True)
+    assert run.stdout.count("trained") == 2
+    model = fresh(corpus)
+    history = train(model, corpus, QUICK, folder=one, progress=False)
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (one, two)]
+    assert len(logs[0]) == len(logs[1]) == 3  # one process writes
+    losses = [[json.loads(line)["loss"] for line in log] for log in logs]
+    assert losses[0] == history.column("loss")
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    theirs = HookedSparseTransformer.load(two / "checkpoint/model").state_dict()
+    for name, mine in model.state_dict().items():
+        torch.testing.assert_close(theirs[name], mine, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(corpus, monkeypatch):
+    monkeypatch.setattr("tl_sparse.training.Accelerator.num_processes", 3)
+    with pytest.raises(ValueError, match="multiple of the number of processes, got 8 and 3"):
+        train(fresh(corpus), corpus, QUICK, progress=False)
 
 
 def test_next_token_loss_leaves_the_last_logits_out():

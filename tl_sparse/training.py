@@ -129,7 +129,7 @@ class _Run:
         self.folder = None if folder is None else Path(folder)
         self.n_ctx = config.n_ctx or model.cfg.n_ctx
         _check_fit(model, corpus, self.n_ctx)
-        _check_trackers(config)
+        _check_trackers(config, self.folder)
         self.total, self.step = n_steps(config, self.n_ctx), 0
         self.records: list[dict[str, Any]] = []
         n_windows = min(config.n_eval_windows, corpus.validation.windows_per_epoch(self.n_ctx))
@@ -343,6 +343,12 @@ class _Run:
             log_with=list(config.trackers) or None,
             project_dir=self.folder,
         )
+        if config.batch_size % self.accelerator.num_processes:
+            raise ValueError(
+                "Each process takes an equal part of a batch: batch_size must be a multiple of the "
+                f"number of processes, got {config.batch_size} and "
+                f"{self.accelerator.num_processes}."
+            )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         if self.accelerator.scaler is not None and self._scaler_state is not None:
             self.accelerator.scaler.load_state_dict(self._scaler_state)
@@ -402,7 +408,11 @@ def _check_fit(model: HookedSparseTransformer, corpus: Corpus, n_ctx: int) -> No
         raise ValueError(f"n_ctx={n_ctx} is longer than the model's own, {model.cfg.n_ctx}.")
 
 
-def _check_trackers(config: TrainingConfig) -> None:
+def _check_trackers(config: TrainingConfig, folder: Path | None) -> None:
+    if "tensorboard" in config.trackers and folder is None:
+        raise ValueError(
+            "tensorboard writes its events into the run's folder: give train a folder."
+        )
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ValueError(
