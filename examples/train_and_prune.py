@@ -2,7 +2,7 @@
 
     python examples/train_and_prune.py path/to/folder --pattern "**/*.py"
 
-Twenty minutes on two cores as it stands; `--tiny` shows the way through in one minute, with a model
+Ten minutes on two cores as it stands; `--tiny` shows the way through in one minute, with a model
 too small to do the task, so that its circuit is forced past the gate.
 """
 
@@ -24,7 +24,7 @@ from tl_sparse.explain import explain
 from tl_sparse.presets import demo_shape
 
 SPARSITY = SparsityConfig(weight_density=0.03, activation_density=0.25, bigram_table=True)
-TRAINING = TrainingConfig(n_tokens=5_000_000)
+TRAINING = TrainingConfig(n_tokens=5_000_000, batch_size=8, anneal="power")
 PRUNING = PruningConfig(target_loss=0.15)
 
 TINY_TRAINING = TrainingConfig(n_tokens=40_000, batch_size=8, eval_every=20, n_eval_windows=8)
