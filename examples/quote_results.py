@@ -6,8 +6,8 @@ For each seed a sparse model and a dense one of equal width are trained and prun
 (pair). The width is searched at which a dense model's mean validation loss equals the sparse one's,
 and those controls are pruned too (match). All arms are pruned with other settings of the pruner, so
 that each can be judged by its own best one (prune). On the first seed the sparse arm is trained
-with plain Adam instead of the paper's recipe (adam), and the dense one at other learning rates
-(rates). Every stage is kept in the folder: a second run goes on where the first was stopped, and
+with plain Adam instead of the paper's recipe (adam), and both arms at learning rates around the
+demo's (rates). Every stage is kept in the folder: a second run goes on where the first was stopped, and
 `--stages` does only some of them.
 """
 
@@ -30,7 +30,6 @@ from tl_sparse.presets import (
     DEMO_SPARSITY,
     DEMO_VOCABULARY,
     DEMO_WIDTH,
-    DENSE_TRAINING,
     PLAIN_ADAM,
 )
 from tl_sparse.pruning import TaskGateError, UnreachableTargetError
@@ -40,7 +39,7 @@ RESULTS = ROOT / "docs" / "results"
 PRESET = ROOT / "tl_sparse" / "matched_width.json"
 STAGES = ("pair", "match", "prune", "adam", "rates")
 ADAM_RATES = (1e-3, 3e-3, 1e-2)
-DENSE_RATES = (3e-3, 3e-2)
+RATES = {"sparse": (1.5e-2, 6e-2), "dense": (1e-3, 1e-2)}
 PRUNINGS = {
     "price 0.001": replace(DEMO_PRUNING, k_coef=1e-3),
     "price 0.0003": replace(DEMO_PRUNING, k_coef=3e-4),
@@ -116,16 +115,21 @@ def pruning_rows(
     return found
 
 
-def rate_rows(folder: Path, seed: int, loss: float) -> list[dict[str, Any]]:
-    """Train the dense arm of equal width at other learning rates, beside the demo's."""
-    corpus, losses = the_corpus(folder), {DENSE_TRAINING.learning_rate: loss}
-    for rate in DENSE_RATES:
-        spec = dense_arm(settings(seed), DEMO_WIDTH)
-        training = replace(spec.training, learning_rate=rate)
-        spec = replace(spec, name=f"dense-lr{rate:g}", training=training)
-        _, history = train_arm(spec, corpus, folder / f"seed{seed}" / spec.name)
-        losses[rate] = history.validation_loss
-    return [{"dense, rate": f"{r:g}", "validation loss": losses[r]} for r in sorted(losses)]
+def rate_rows(folder: Path, seed: int, losses: dict[str, float]) -> list[dict[str, Any]]:
+    """Train both arms of equal width at learning rates around the demo's."""
+    corpus, rows = the_corpus(folder), []
+    for spec in arm_specs(settings(seed)):
+        found = {spec.training.learning_rate: losses[spec.title]}
+        for rate in RATES[spec.name]:
+            training = replace(spec.training, learning_rate=rate)
+            other = replace(spec, name=f"{spec.name}-lr{rate:g}", training=training)
+            _, history = train_arm(other, corpus, folder / f"seed{seed}" / other.name)
+            found[rate] = history.validation_loss
+        rows += [
+            {"arm": spec.title, "learning rate": f"{rate:g}", "validation loss": found[rate]}
+            for rate in sorted(found)
+        ]
+    return rows
 
 
 def adam_rows(folder: Path, seed: int) -> list[dict[str, Any]]:
@@ -200,7 +204,6 @@ def main() -> None:
     }
     found["rows"] = demo_rows(args.folder, args.seeds)
     sparse = [row["validation loss"] for row in found["rows"] if row["arm"] == "sparse"]
-    dense = [row["validation loss"] for row in found["rows"] if row["arm"] != "sparse"]
     width = None
     if "match" in args.stages:
         found["match"] = matched_width(args.folder, args.seeds, sparse)
@@ -213,7 +216,8 @@ def main() -> None:
         paper = {"recipe": "the paper's", "validation loss": sparse[0]}
         found["recipes"] = [paper, *adam_rows(args.folder, seed)]
     if "rates" in args.stages:
-        found["rates"] = rate_rows(args.folder, seed, dense[0])
+        losses = {r["arm"]: r["validation loss"] for r in found["rows"] if r["seed"] == seed}
+        found["rates"] = rate_rows(args.folder, seed, losses)
     write_results(found)
 
 

@@ -23,7 +23,7 @@ from tl_sparse import (
 from tl_sparse.explain import explain
 from tl_sparse.presets import demo_shape
 
-SPARSITY = SparsityConfig(weight_density=0.03, activation_density=0.25, bigram_table=True)
+SPARSITY = SparsityConfig(weight_density=0.02, activation_density=0.25, bigram_table=True)
 TRAINING = TrainingConfig(n_tokens=5_000_000, batch_size=8, anneal="power")
 PRUNING = PruningConfig(target_loss=0.15)
 

@@ -47,8 +47,8 @@ def demo_shape(d_vocab: int, *, width: int = DEMO_WIDTH, seed: int = 0) -> dict[
     }
 
 
-DEMO_SPARSITY = SparsityConfig(weight_density=0.03, activation_density=0.25, bigram_table=True)
-"""The demo's sparse arm: 3 % of the block weights, AbsTopK of a quarter at the eight sites."""
+DEMO_SPARSITY = SparsityConfig(weight_density=0.02, activation_density=0.25, bigram_table=True)
+"""The demo's sparse arm: 2 % of the block weights, AbsTopK of a quarter at the eight sites."""
 
 DENSE_SPARSITY = SparsityConfig(bigram_table=True)
 """The dense control: the sparse model's sinks and bigram table, and no AbsTopK."""
@@ -58,7 +58,7 @@ DEMO_TRAINING = TrainingConfig(n_tokens=5_242_880, batch_size=8, learning_rate=0
 density that falls as a power law, give a short run more steps near its final density
 (docs/results/quotes.md)."""
 
-DENSE_TRAINING = replace(DEMO_TRAINING, learning_rate=0.01)
+DENSE_TRAINING = replace(DEMO_TRAINING, learning_rate=3e-3)
 """The same tokens and schedule at the dense control's own good learning rate."""
 
 PLAIN_ADAM = replace(
