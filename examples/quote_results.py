@@ -7,8 +7,8 @@ For each seed a sparse model and a dense one of equal width are trained and prun
 and those controls are pruned too (match). All arms are pruned with other settings of the pruner, so
 that each can be judged by its own best one (prune). On the first seed the sparse arm is trained
 with plain Adam instead of the paper's recipe (adam), and both arms at learning rates around the
-demo's (rates). Every stage is kept in the folder: a second run goes on where the first was stopped, and
-`--stages` does only some of them.
+demo's (rates). Every stage is kept in the folder: a second run goes on where the first was stopped,
+and `--stages` does only some of them.
 """
 
 import argparse
