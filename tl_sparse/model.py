@@ -35,6 +35,7 @@ from tl_sparse.checkpoints import load_model_folder, save_model_folder
 from tl_sparse.config import SparsityConfig
 from tl_sparse.layers import AbsTopK, BigramTable, SparseActivation, fused_attention
 from tl_sparse.masks import WeightMasks, check_budget, masked_parameters
+from tl_sparse.released import read_released, write_released
 from tl_sparse.summary import ModelSummary, one_line, summarize
 
 AttentionPath = Literal["eager", "fused", "auto"]
@@ -470,6 +471,49 @@ class HookedSparseTransformer(HookedTransformer):
             model.weight_masks.set_(name, mask.to(model.weight_masks[name].device))
         model.cfg.init_weights = True
         return model
+
+    @classmethod
+    def load_openai(
+        cls,
+        folder: str | Path,
+        *,
+        tokenizer: Any = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | None = None,
+    ) -> "HookedSparseTransformer":
+        """Read a model released with the paper: `beeg_config.json` and `final_model.pt`.
+
+        It computes the same function. The weights that are zero are masked, and the densities are
+        the smallest that all matrices obey. The tokenizer is the one given, or the one in
+        `encoder.json` and `vocab.bpe` beside the model, or none. Nothing is unpickled.
+
+        Raises:
+            ValueError: If the folder is incomplete or damaged, or one of its options is unknown or
+                can't be computed exactly (`tl_sparse.released`).
+        """
+        released = read_released(folder, dtype=dtype)
+        cfg = HookedTransformerConfig.from_dict(released.cfg | {"device": device or "cpu"})
+        cfg.init_weights = False
+        chosen = released.tokenizer if tokenizer is None else tokenizer
+        model = cls(cfg, tokenizer=chosen, sparsity=released.sparsity)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(released.parameters[name])
+        for name in model.weight_masks:
+            model.weight_masks.set_(name, model.get_parameter(name) != 0)
+        model.cfg.init_weights = True
+        return model
+
+    def export_openai(self, folder: str | Path, *, with_tokenizer: bool = True) -> None:
+        """Write the model in the format of the released ones, whole or not at all: the way back.
+
+        Raises:
+            ValueError: If the format can't express the model, or its tokenizer, exactly.
+            OSError: If the disk is full; what stood there is untouched.
+        """
+        tokenizer = self.tokenizer if with_tokenizer else None
+        parameters = dict(self.named_parameters())
+        write_released(folder, self.cfg, self.sparsity, parameters, tokenizer)
 
     def summary(self) -> ModelSummary:
         """Give shape, nonzeros and density of each matrix and the dead neurons of each layer."""

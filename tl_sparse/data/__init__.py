@@ -14,7 +14,7 @@ corpus.tokenizer, corpus.d_vocab, corpus.hash, corpus.train.bytes_per_token
 ```
 
 Tokens stand memory-mapped in `default_cache_dir()`; a second call with the same texts opens them.
-Read `sources`, `grammar`, `tokenizer`, `survey`, `corpora`, `splits`, in that order.
+Read `sources`, `grammar`, `survey`, `corpora`, `splits`, in that order.
 """
 
 from tl_sparse.data.cache import default_cache_dir
@@ -29,7 +29,7 @@ from tl_sparse.data.sources import (
     standard_library,
 )
 from tl_sparse.data.splits import TokenSplit
-from tl_sparse.data.tokenizer import tokenizer_hash, train_tokenizer
+from tl_sparse.tokenizer import tokenizer_hash, train_tokenizer
 
 __all__ = [
     "Corpus",

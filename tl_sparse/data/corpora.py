@@ -36,7 +36,7 @@ from tl_sparse.data.survey import (
     progress_bar,
     survey_documents,
 )
-from tl_sparse.data.tokenizer import tokenizer_hash, train_tokenizer, wrap_tokenizer
+from tl_sparse.tokenizer import tokenizer_hash, train_tokenizer, wrap_tokenizer
 
 CHUNK = 1_000_000
 """Characters that are tokenised at a time."""

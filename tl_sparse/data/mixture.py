@@ -19,7 +19,7 @@ from tl_sparse.data.corpora import Corpus, build, open_cached
 from tl_sparse.data.grammar import generate_programs
 from tl_sparse.data.sources import Document, standard_library
 from tl_sparse.data.survey import SplitSettings
-from tl_sparse.data.tokenizer import tokenizer_hash
+from tl_sparse.tokenizer import tokenizer_hash
 
 MIN_PROGRAM = 300
 """No generated program has fewer characters."""

@@ -9,6 +9,8 @@ paper's quote task rests (arXiv 2511.13653, Table 1).
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -55,10 +57,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
             f"vocab_size must be at least {MIN_VOCAB_SIZE} (256 bytes and {END_OF_TEXT}), got "
             f"{vocab_size}. The demo uses 1024."
         )
-    backend = Tokenizer(BPE())
-    split = Split(Regex(SPLIT_PATTERN), behavior="isolated")
-    backend.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
-    backend.decoder = ByteLevelDecoder()
+    backend = _byte_level(BPE())
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -67,6 +66,68 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
     )
     backend.train_from_iterator(texts, trainer)
     return wrap_tokenizer(backend)
+
+
+def _byte_level(model: BPE) -> Tokenizer:
+    backend = Tokenizer(model)
+    split = Split(Regex(SPLIT_PATTERN), behavior="isolated")
+    backend.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.decoder = ByteLevelDecoder()
+    return backend
+
+
+def read_bpe(folder: str | Path) -> PreTrainedTokenizerFast | None:
+    """Read the tokenizer of a folder with `encoder.json` and `vocab.bpe`, if they are there.
+
+    The first gives each token's id, bytes as GPT-2's printable characters; the second the merges,
+    the most important first, under a line with the version. `<|endoftext|>` gets the next free id
+    if it has none.
+
+    Raises:
+        ValueError: If one of the two is missing or damaged.
+    """
+    encoder, merges = Path(folder) / "encoder.json", Path(folder) / "vocab.bpe"
+    if not encoder.is_file() and not merges.is_file():
+        return None
+    try:
+        vocabulary = json.loads(encoder.read_text(encoding="utf-8"))
+        lines = merges.read_text(encoding="utf-8").split("\n")
+        lines = [line for line in lines if line and not line.startswith("#version")]
+        pairs = [tuple(line.split(" ")) for line in lines]
+        if not isinstance(vocabulary, dict) or any(len(pair) != 2 for pair in pairs):
+            raise ValueError("not a table of tokens and a list of pairs")
+        backend = _byte_level(BPE(vocabulary, pairs))  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ValueError(
+            f"No tokenizer could be read from encoder.json and vocab.bpe in {folder}: {error}."
+        ) from None
+    backend.add_special_tokens([END_OF_TEXT])
+    return wrap_tokenizer(backend)
+
+
+def write_bpe(tokenizer: Any, folder: str | Path) -> None:
+    """Write a byte-level BPE as `encoder.json` and `vocab.bpe` into a folder.
+
+    Raises:
+        ValueError: If the two files would not give back the same tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = json.loads(backend.to_str()) if isinstance(backend, Tokenizer) else {}
+    ours = json.loads(_byte_level(BPE()).to_str())
+    same = all(content.get(key) == ours[key] for key in ("normalizer", "pre_tokenizer", "decoder"))
+    if not same or content["model"]["type"] != "BPE":
+        raise ValueError(
+            "encoder.json and vocab.bpe hold a byte-level BPE with the reference's split pattern "
+            "and no other tokenizer."
+        )
+    pairs = [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]
+    ]
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    vocabulary = content["model"]["vocab"] | added
+    Path(folder, "encoder.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    text = "\n".join(["#version: 0.2", *pairs, ""])
+    Path(folder, "vocab.bpe").write_text(text, encoding="utf-8")
 
 
 def wrap_tokenizer(backend: Tokenizer) -> PreTrainedTokenizerFast:
