@@ -8,11 +8,13 @@ import torch
 from conftest import SHAPE, make_model
 from safetensors.torch import load_file, save_file
 
+from tl_sparse.checkpoints import stored_bytes
 from tl_sparse.config import SparsityConfig
 from tl_sparse.files import recover_folder, whole_folder, write_text
 from tl_sparse.model import HookedSparseTransformer
 
 SPARSE = SparsityConfig(weight_density=1 / 4)
+W_IN = "blocks.0.mlp.W_in"
 
 
 @pytest.fixture
@@ -63,10 +65,17 @@ def test_a_truncated_file_is_refused(folder, fraction):
     [
         (lambda t: t.pop("embed.W_E"), r"parameters missing: \['embed.W_E'\]"),
         (lambda t: t.update(extra=torch.zeros(1)), r"extra: \['extra'\]"),
-        (lambda t: t.pop("mask/embed.W_E"), r"masks missing: \['embed.W_E'\]"),
+        (lambda t: t.pop(f"{W_IN}/indices"), "safetensors has no 'blocks.0.mlp.W_in/indices'"),
+        (
+            lambda t: t.update({f"{W_IN}/values": t[f"{W_IN}/values"][1:]}),
+            "the mask of .*W_in disagr",
+        ),
+        (lambda t: t[f"{W_IN}/indices"].add_(32 * 64), "the mask of .*W_in disagrees"),
+        (lambda t: t[f"{W_IN}/indices"].sub_(1), "the mask of .*W_in disagrees"),
+        (lambda t: t[f"{W_IN}/indices"].fill_(7), "the mask of .*W_in disagrees"),
+        (lambda t: t[f"{W_IN}/values"].fill_(float("inf")), "W_in has NaN or infinite"),
         (lambda t: t.update({"unembed.b_U": torch.zeros(3)}), r"unembed.b_U is \(3,\)"),
         (lambda t: t["unembed.b_U"].fill_(float("nan")), "unembed.b_U has NaN"),
-        (lambda t: t["mask/blocks.0.mlp.W_in"].fill_(False), "W_in has weights outside its mask"),
     ],
 )
 def test_a_folder_that_disagrees_with_itself_is_refused(folder, edit, message):
@@ -75,14 +84,47 @@ def test_a_folder_that_disagrees_with_itself_is_refused(folder, edit, message):
         HookedSparseTransformer.load(folder)
 
 
+def test_sparse_matrices_are_stored_sparsely(tmp_path):
+    """At density 1/64 an index and a value for each kept weight are 1/32 of the dense bytes."""
+    model = make_model(SparsityConfig(weight_density=1 / 64, bigram_table=True))
+    model.save(tmp_path / "m")
+    names = [
+        n for n in model.weight_masks if n.split(".")[-1].startswith("W_") and "embed" not in n
+    ]
+    dense = sum(model.get_parameter(n).nbytes for n in names)
+    stored = stored_bytes(tmp_path / "m")
+    assert (stored.masked, stored.masked_if_dense) == (dense // 32, dense)
+    whole = (tmp_path / "m/model.safetensors").stat().st_size
+    assert stored.masked + stored.dense <= whole <= stored.masked + stored.dense + 10_000
+    again = HookedSparseTransformer.load(tmp_path / "m")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(again.get_parameter(name), parameter)
+    for name, mask in model.weight_masks.items():
+        assert torch.equal(again.weight_masks[name], mask)
+
+
+def test_a_weight_outside_its_mask_is_not_lost_in_silence(folder):
+    model = HookedSparseTransformer.load(folder)
+    place = (~model.weight_masks[W_IN]).nonzero()[0]
+    with torch.no_grad():
+        model.get_parameter(W_IN)[tuple(place)] = 1.0
+    with pytest.raises(ValueError, match="has 1 weights outside its mask, which would be lost"):
+        model.save(folder)
+    model.apply_masks_()
+    model.save(folder)
+
+
 def test_missing_folders_and_foreign_configs_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="There is no folder"):
         HookedSparseTransformer.load(tmp_path / "nothing")
     config = json.loads((folder / "config.json").read_text())
     for edit, message in (
-        ({"format_version": 99}, "is not a tl_sparse model of format 1"),
+        ({"format_version": 99}, "is not a tl_sparse model of format 2"),
         ({"cfg": config["cfg"] | {"colour": "red"}}, "has colour, unknown to TransformerLens"),
         ({"sparsity": {"weight_density": 0.0}}, "weight_density is a fraction"),
+        ({"masked": [1]}, "config.json is damaged"),
+        ({"masked": {"blocks.0.mlp.W_in": {"shape": [32, 64]}}}, "config.json is damaged"),
+        ({"masked": config["masked"] | {W_IN: {"shape": [64, 32], "n_kept": 512}}}, r"\(64, 32\)"),
     ):
         (folder / "config.json").write_text(json.dumps(config | edit))
         with pytest.raises(ValueError, match=message):

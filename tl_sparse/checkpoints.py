@@ -1,8 +1,10 @@
 """Models and training states on disk: safetensors and JSON, never pickle.
 
 A model's folder holds `config.json` (shape, sparsity, versions), `model.safetensors` (parameters
-under TransformerLens' names, masks as `mask/<name>`) and the tokenizer in `tokenizer/`. Folders are
-written beside their place and renamed over it, so a crash or a full disk loses nothing.
+under TransformerLens' names) and the tokenizer in `tokenizer/`. A parameter whose mask has gaps is
+stored as `<name>/indices`, the kept places in the flattened tensor, and `<name>/values`: 8 bytes
+for a float32 weight that is kept and none for one that is not. Folders are written beside their
+place and renamed over it, so a crash or a full disk loses nothing.
 """
 
 import json
@@ -22,7 +24,7 @@ from transformer_lens import HookedTransformerConfig
 from tl_sparse.config import SparsityConfig
 from tl_sparse.files import recover_folder, whole_folder
 
-FORMAT = 1
+FORMAT = 2
 
 
 def versions() -> dict[str, str]:
@@ -130,6 +132,7 @@ class SavedModel:
     attention: Any
     parameters: dict[str, Tensor]
     masks: dict[str, Tensor]
+    """The masks that have gaps."""
     tokenizer: Any
 
     def check_against(self, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -144,6 +147,7 @@ class SavedModel:
             ("mask", self.masks, masks),
         ):
             missing, extra = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+            missing = [] if what == "mask" else missing  # a mask without gaps is not stored
             if missing or extra:
                 raise ValueError(
                     f"{self.folder} does not match its config: {what}s missing: "
@@ -158,9 +162,6 @@ class SavedModel:
         for name, tensor in self.parameters.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{self.folder}: {name} has NaN or infinite entries.")
-        for name, mask in self.masks.items():
-            if bool((self.parameters[name][~mask] != 0).any()):
-                raise ValueError(f"{self.folder}: {name} has weights outside its mask.")
 
 
 def save_model_folder(
@@ -176,8 +177,10 @@ def save_model_folder(
     """Write a model's folder, whole or not at all.
 
     Raises:
+        ValueError: If a weight outside its mask is not zero: it would be lost.
         OSError: If the disk is full or the place can't be written; what stood there is untouched.
     """
+    tensors, masked = _pack(parameters, masks)
     config = {
         "format": "tl_sparse.model",
         "format_version": FORMAT,
@@ -185,14 +188,108 @@ def save_model_folder(
         "sparsity": sparsity.to_dict(),
         "attention": attention,
         "has_tokenizer": tokenizer is not None,
+        "masked": masked,
         "versions": versions(),
     }
     with whole_folder(folder) as place:
         (place / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        tensors = dict(parameters) | {f"mask/{name}": mask for name, mask in masks.items()}
         write_tensors(place / "model.safetensors", tensors)
         if tokenizer is not None:
             tokenizer.save_pretrained(place / "tokenizer")
+
+
+def _pack(
+    parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give the tensors to store, and shape and number of kept entries of those stored sparsely."""
+    tensors: dict[str, Tensor] = {}
+    masked: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        mask, parameter = masks.get(name), parameter.detach()
+        if mask is None or bool(mask.all()):
+            tensors[name] = parameter
+            continue
+        outside = int((parameter[~mask] != 0).sum())
+        if outside:
+            raise ValueError(
+                f"{name} has {outside} weights outside its mask, which would be lost. Call "
+                "project_() to choose the masks anew, or apply_masks_() to zero them, then save."
+            )
+        kept = mask.flatten().nonzero().flatten()
+        indices = torch.int32 if mask.numel() < 2**31 else torch.int64
+        tensors[f"{name}/indices"] = kept.to(indices)
+        tensors[f"{name}/values"] = parameter.flatten()[kept]
+        masked[name] = {"shape": list(parameter.shape), "n_kept": len(kept)}
+    return tensors, masked
+
+
+def _unpack(
+    folder: Path, tensors: dict[str, Tensor], masked: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Give parameters and masks of the stored tensors; refuse what disagrees with the config."""
+    parameters, masks = dict(tensors), {}
+    for name, entry in masked.items():
+        shape, n_kept = tuple(entry["shape"]), entry["n_kept"]
+        size = torch.Size(shape).numel()
+        try:
+            indices = parameters.pop(f"{name}/indices")
+            values = parameters.pop(f"{name}/values")
+        except KeyError as error:
+            raise ValueError(f"{folder}: model.safetensors has no {error}.") from None
+        kept = indices.long()
+        inside = not len(kept) or (
+            kept[0] >= 0 and kept[-1] < size and bool((kept.diff() > 0).all())
+        )
+        if (
+            indices.dtype not in (torch.int32, torch.int64)
+            or indices.shape != (n_kept,)
+            or values.shape != (n_kept,)
+            or not inside
+        ):
+            raise ValueError(
+                f"{folder}: the mask of {name} disagrees with the config, {n_kept} kept entries of "
+                f"a tensor of shape {shape}."
+            )
+        flat = values.new_zeros(size)
+        flat[kept] = values
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[kept] = True
+        parameters[name], masks[name] = flat.reshape(shape), mask.reshape(shape)
+    return parameters, masks
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """What the weights of a saved model take on disk, in bytes."""
+
+    masked: int
+    """Of the parameters that are stored sparsely."""
+    masked_if_dense: int
+    """What those would take as plain tensors."""
+    dense: int
+    """Of everything else, the bigram table before all."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        share = f" ({self.masked / self.masked_if_dense:.1%} of" if self.masked_if_dense else " (of"
+        return (
+            f"stored: {(self.masked + self.dense) / 1e6:.2f} MB; masked matrices "
+            f"{self.masked / 1e6:.2f} MB{share} {self.masked_if_dense / 1e6:.2f} MB dense), the "
+            f"rest {self.dense / 1e6:.2f} MB"
+        )
+
+
+def stored_bytes(folder: str | Path) -> StoredBytes:
+    """Measure a model's folder.
+
+    Raises:
+        ValueError: If the folder is incomplete or damaged.
+    """
+    saved = load_model_folder(folder)
+    full = sum(saved.parameters[name].nbytes for name in saved.masks)
+    tensors = read_tensors(Path(folder) / "model.safetensors")
+    masked = sum(t.nbytes for n, t in tensors.items() if n.endswith(("/indices", "/values")))
+    return StoredBytes(masked, full, sum(t.nbytes for t in tensors.values()) - masked)
 
 
 def load_model_folder(folder: str | Path) -> SavedModel:
@@ -212,20 +309,20 @@ def load_model_folder(folder: str | Path) -> SavedModel:
             f"{config.get('format')!r}, {config.get('format_version')!r}."
         )
     tensors = read_tensors(folder / "model.safetensors")
-    masks = {name[5:]: t for name, t in tensors.items() if name.startswith("mask/")}
     tokenizer = load_tokenizer(folder / "tokenizer") if config.get("has_tokenizer") else None
     try:
+        parameters, masks = _unpack(folder, tensors, config["masked"])
         return SavedModel(
             folder=folder,
             cfg=config_from_dict(config["cfg"]),
             sparsity=SparsityConfig.from_dict(config["sparsity"]),
             attention=config["attention"],
-            parameters={name: t for name, t in tensors.items() if not name.startswith("mask/")},
+            parameters=parameters,
             masks=masks,
             tokenizer=tokenizer,
         )
-    except KeyError as error:
-        raise ValueError(f"{folder}/config.json is damaged: no {error}.") from None
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder}/config.json is damaged: {error!r}.") from None
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -75,11 +75,13 @@ def info(
         Path, typer.Argument(help="A model folder, e.g. demo/sparse/checkpoint/model.")
     ],
 ) -> None:
-    """Show what a saved model is made of: shapes, nonzeros, densities, dead neurons."""
+    """Show what a saved model is made of: shapes, nonzeros, densities, dead neurons, bytes."""
+    from tl_sparse.checkpoints import stored_bytes
     from tl_sparse.model import HookedSparseTransformer
 
     try:
         _say(repr(HookedSparseTransformer.load(folder).summary()))
+        _say(str(stored_bytes(folder)))
     except ValueError as error:
         _errors.print(f"Error: {error}", markup=False)
         raise typer.Exit(1) from None
