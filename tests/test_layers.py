@@ -32,6 +32,7 @@ LAYERS = {
     "masks": 2,
     "sites": 2,
     "checkpoints": 1,
+    "hub": 1,
     "released": 2,
     "model": 3,
     "data": 4,

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -28,17 +29,23 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.components.attention import Attention
 from transformer_lens.components.transformer_block import TransformerBlock
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 from transformer_lens.utilities.attention import complex_attn_linear, simple_attn_linear
 from transformer_lens.utilities.defaults_utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
 
 from tl_sparse.checkpoints import load_model_folder, save_model_folder
 from tl_sparse.config import SparsityConfig
+from tl_sparse.hub import fetch_folder, push_folder
 from tl_sparse.layers import AbsTopK, BigramTable, SparseActivation, fused_attention
 from tl_sparse.masks import WeightMasks, check_budget, masked_parameters
 from tl_sparse.released import read_released, write_released
 from tl_sparse.summary import ModelSummary, one_line, summarize
 
 AttentionPath = Literal["eager", "fused", "auto"]
+
+_TRANSFORMER_LENS_NAMES = frozenset(OFFICIAL_MODEL_NAMES) | frozenset(
+    alias for aliases in MODEL_ALIASES.values() for alias in aliases
+)
 
 
 class SparseAttention(Attention):
@@ -471,6 +478,69 @@ class HookedSparseTransformer(HookedTransformer):
             model.weight_masks.set_(name, mask.to(model.weight_masks[name].device))
         model.cfg.init_weights = True
         return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str | Path,
+        *args: Any,
+        revision: str | None = None,
+        token: str | None = None,
+        endpoint: str | None = None,
+        **kwargs: Any,
+    ) -> "HookedSparseTransformer":
+        """Give a model by folder, TransformerLens name or hub id, looked for in this order.
+
+        A folder is one that `save` wrote; a TransformerLens name gives that model at density 1 and
+        takes TransformerLens' arguments; a hub id is what `push_to_hub` made. `revision`, `token`
+        and `endpoint` are for the hub, and `device` is for all three.
+
+        Raises:
+            ValueError: If there is no such model, its folder is damaged, or an argument does not
+                apply.
+        """
+        is_folder = Path(model_name).is_dir()
+        if not is_folder and str(model_name) in _TRANSFORMER_LENS_NAMES:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return super().from_pretrained(str(model_name), *args, **kwargs)
+        device = kwargs.pop("device", None)
+        if args or kwargs:
+            raise ValueError(
+                f"A saved model is loaded as it is; {', '.join(kwargs) or 'positional arguments'} "
+                "would apply to TransformerLens' models only."
+            )
+        if not is_folder:
+            hub = {"revision": revision, "token": token, "endpoint": endpoint}
+            model_name = fetch_folder(str(model_name), **hub)
+        return cls.load(model_name, device=device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a tl_sparse model",
+        endpoint: str | None = None,
+    ) -> str:
+        """Upload the model as `save` writes it, with a card, and give the repository's address.
+
+        Raises:
+            ValueError: If `repo_id` is not a name that the hub allows.
+            huggingface_hub.errors.HfHubHTTPError: If the hub refuses, e.g. without a token.
+        """
+        with TemporaryDirectory() as place:
+            self.save(Path(place) / "model")
+            return push_folder(
+                Path(place) / "model",
+                repo_id,
+                repr(self),
+                private=private,
+                token=token,
+                message=commit_message,
+                endpoint=endpoint,
+            )
 
     @classmethod
     def load_openai(
