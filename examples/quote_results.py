@@ -38,11 +38,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 PRESET = ROOT / "tl_sparse" / "matched_width.json"
 STAGES = ("pair", "match", "prune", "adam", "rates")
-ADAM_RATES = (1e-3, 3e-3, 1e-2)
-RATES = {"sparse": (1.5e-2, 6e-2), "dense": (1e-3, 1e-2)}
+ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = {"sparse": (7.5e-3, 3e-2), "dense": (1e-3, 1e-2)}
 PRUNINGS = {
     "price 0.001": replace(DEMO_PRUNING, k_coef=1e-3),
-    "price 0.0003": replace(DEMO_PRUNING, k_coef=3e-4),
     "adaptive, rate 0.03": replace(DEMO_PRUNING, learning_rate=3e-2),
 }
 MARKS = ("<!-- tables: made by examples/quote_results.py -->", "<!-- end of tables -->")
@@ -81,7 +80,7 @@ def matched_width(folder: Path, seeds: list[int], sparse_losses: list[float]) ->
         print(f"width {width}, seed {seeds[i]}: {history.validation_loss:.3f}", flush=True)
         return history.validation_loss
 
-    match = match_width(loss_at, sparse_losses, start=DEMO_WIDTH * 5 // 8)
+    match = match_width(loss_at, sparse_losses, start=DEMO_WIDTH * 3 // 8)
     preset = match.to_dict() | {"corpus": corpus.hash}
     write_text(PRESET, json.dumps(preset, indent=1) + "\n")
     return preset

@@ -191,6 +191,21 @@ def test_loading_a_dense_state_dict_keeps_its_largest_weights(tokens):
     assert torch.equal(model.weight_masks["blocks.0.mlp.W_in"], w.abs() >= threshold)
 
 
+def test_value_biases_are_not_folded_under_sinks(tokens):
+    """TransformerLens 3.9 folds them: attention that ends in a sink does not carry the bias."""
+    model = make_model(random=True)
+    expected = model(tokens).log_softmax(-1)
+    with pytest.raises(ValueError, match="fold_value_biases would change what this model computes"):
+        model.process_weights_()
+    torch.testing.assert_close(model(tokens).log_softmax(-1), expected)
+    model.load_and_process_state_dict(model.state_dict(), fold_value_biases=False)
+    torch.testing.assert_close(model(tokens).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+    without = make_model(random=True, use_attention_sinks=False)
+    expected = without(tokens).log_softmax(-1)
+    without.process_weights_()
+    torch.testing.assert_close(without(tokens).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_weight_processing_that_would_change_the_function_is_refused(tokens):
     model = make_model(SPARSE)
     before = model(tokens)

@@ -227,7 +227,7 @@ def _matched_arm(
             _, history = train_arm(spec, corpus, folder / spec.name, progress=progress)
             return history.validation_loss
 
-        start = max(2, settings.width * 5 // 8)
+        start = max(2, settings.width * 3 // 8)
         width = match_width(loss_at, [sparse.validation_loss], start=start).width
     return dense_arm(settings, width)
 

@@ -305,7 +305,8 @@ class HookedSparseTransformer(HookedTransformer):
         """Load without processing; override: folding and centring change a sparse model's function.
 
         Raises:
-            ValueError: If the model is sparse and any processing is asked for, also by default.
+            ValueError: If the model is sparse and any processing is asked for, also by default; or
+                if value biases would be folded away under attention sinks.
         """
         wanted = inspect.signature(HookedTransformer.load_and_process_state_dict)
         bound = wanted.bind(self, state_dict, *args, **kwargs)
@@ -316,6 +317,15 @@ class HookedSparseTransformer(HookedTransformer):
                 f"{', '.join(steps)} would change what this model computes, or make its weights "
                 "dense: AbsTopK does not commute with it. Load with load_state_dict; with "
                 'normalization_type="RMSPre" there is nothing to fold.'
+            )
+        moved = {"fold_value_biases", "refactor_factored_attn_matrices"}.intersection(steps)
+        biased = any(name.endswith("attn.b_V") and bool(t.any()) for name, t in state_dict.items())
+        if moved and biased and self.cfg.use_attention_sinks:
+            raise ValueError(
+                f"{', '.join(sorted(moved))} would change what this model computes: with attention "
+                "sinks the patterns do not sum to 1, so a value bias is no constant that could "
+                "move. Pass fold_value_biases=False and refactor_factored_attn_matrices=False to "
+                "load_and_process_state_dict."
             )
         return super().load_and_process_state_dict(*bound.args[1:], **bound.kwargs)
 
