@@ -24,7 +24,7 @@ from tl_sparse.explain import explain
 from tl_sparse.presets import demo_shape
 
 SPARSITY = SparsityConfig(weight_density=0.02, activation_density=0.25, bigram_table=True)
-TRAINING = TrainingConfig(n_tokens=5_000_000, batch_size=8, anneal="power")
+TRAINING = TrainingConfig(n_tokens=5_000_000, batch_size=8, learning_rate=0.015, anneal="power")
 PRUNING = PruningConfig(target_loss=0.15)
 
 TINY_TRAINING = TrainingConfig(n_tokens=40_000, batch_size=8, eval_every=20, n_eval_windows=8)
