@@ -45,7 +45,7 @@ def demo(
 ) -> None:
     """Train two small transformers on Python and read how each closes a string.
 
-    One has 2 % of its weights, the other all of them. Takes about a quarter of an hour on two cores
+    One has 2 % of its weights, the other all of them. Takes some ten minutes on two cores
     and leaves a page to look at, demo/index.html. Ctrl-C loses nothing: the same command goes on.
     """
     from tl_sparse.demo import DemoSettings, run_demo

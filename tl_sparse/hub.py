@@ -5,7 +5,6 @@ lets people find it.
 """
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -29,17 +28,21 @@ A weight-sparse transformer, made with tl_sparse:
 """
 
 
+def card(repo_id: str, description: str) -> str:
+    """Give the README of a model's repository."""
+    return CARD.format(name=repo_id.split("/")[-1], repo_id=repo_id, description=description)
+
+
 def push_folder(
     folder: Path,
     repo_id: str,
-    description: str,
     *,
     private: bool | None = None,
     token: str | None = None,
     message: str = "Upload a tl_sparse model",
     endpoint: str | None = None,
 ) -> str:
-    """Upload a model's folder, making the repository if there is none; give its address.
+    """Upload a folder in one commit, making the repository if there is none; give its address.
 
     Raises:
         ValueError: If `repo_id` is not a name that the hub allows.
@@ -50,10 +53,6 @@ def push_folder(
         url = api.create_repo(repo_id, private=private, exist_ok=True)
     except HFValidationError as error:
         raise ValueError(f"A repository is named user/name, got {repo_id!r}: {error}") from None
-    with TemporaryDirectory() as place:
-        card = CARD.format(name=repo_id.split("/")[-1], repo_id=repo_id, description=description)
-        (Path(place) / "README.md").write_text(card, encoding="utf-8")
-        api.upload_folder(repo_id=url.repo_id, folder_path=place, commit_message=message)
     api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=message)
     return str(url)
 

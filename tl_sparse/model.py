@@ -35,7 +35,7 @@ from transformer_lens.utilities.defaults_utils import USE_DEFAULT_VALUE, Locally
 
 from tl_sparse.checkpoints import load_model_folder, save_model_folder
 from tl_sparse.config import SparsityConfig
-from tl_sparse.hub import fetch_folder, push_folder
+from tl_sparse.hub import card, fetch_folder, push_folder
 from tl_sparse.layers import AbsTopK, BigramTable, SparseActivation, fused_attention
 from tl_sparse.masks import WeightMasks, check_budget, masked_parameters
 from tl_sparse.released import read_released, write_released
@@ -481,13 +481,17 @@ class HookedSparseTransformer(HookedTransformer):
             attention=saved.attention,
         )
         saved.check_against(dict(model.named_parameters()), dict(model.weight_masks))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(saved.parameters[name])
-        for name, mask in saved.masks.items():
-            model.weight_masks.set_(name, mask.to(model.weight_masks[name].device))
-        model.cfg.init_weights = True
+        model._fill_(saved.parameters, saved.masks)
         return model
+
+    @torch.no_grad()
+    def _fill_(self, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+        """Take over what was read from a folder, in place."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(parameters[name])
+        for name, mask in masks.items():
+            self.weight_masks.set_(name, mask.to(self.weight_masks[name].device))
+        self.cfg.init_weights = True
 
     @classmethod
     def from_pretrained(
@@ -541,16 +545,11 @@ class HookedSparseTransformer(HookedTransformer):
             huggingface_hub.errors.HfHubHTTPError: If the hub refuses, e.g. without a token.
         """
         with TemporaryDirectory() as place:
-            self.save(Path(place) / "model")
-            return push_folder(
-                Path(place) / "model",
-                repo_id,
-                repr(self),
-                private=private,
-                token=token,
-                message=commit_message,
-                endpoint=endpoint,
-            )
+            folder = Path(place) / "model"
+            self.save(folder)
+            (folder / "README.md").write_text(card(repo_id, repr(self)), encoding="utf-8")
+            options = {"private": private, "token": token, "message": commit_message}
+            return push_folder(folder, repo_id, endpoint=endpoint, **options)
 
     @classmethod
     def load_openai(
@@ -576,12 +575,8 @@ class HookedSparseTransformer(HookedTransformer):
         cfg.init_weights = False
         chosen = released.tokenizer if tokenizer is None else tokenizer
         model = cls(cfg, tokenizer=chosen, sparsity=released.sparsity)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(released.parameters[name])
-        for name in model.weight_masks:
-            model.weight_masks.set_(name, model.get_parameter(name) != 0)
-        model.cfg.init_weights = True
+        nonzero = {name: released.parameters[name] != 0 for name in model.weight_masks}
+        model._fill_(released.parameters, nonzero)
         return model
 
     def export_openai(self, folder: str | Path, *, with_tokenizer: bool = True) -> None:
