@@ -1,7 +1,7 @@
 """`HookedSparseTransformer`: the whole seam with TransformerLens.
 
-Nothing else knows `HookedTransformer` from the inside (TransformerLens 3.7.3 to 3.9; 4.0 removed the
-class, and the road there is this package). What differs from the host:
+Nothing else knows `HookedTransformer` from the inside (TransformerLens 3.7.3 to 3.9; 4.0 removed
+the class, and the road there is this package). What differs from the host:
 
 - `SparseTransformerBlock` calls the norm once and adds two hook points, `hook_attn_read` and
   `hook_mlp_read`, after the norm's gain and AbsTopK: what attention and MLP really read;
