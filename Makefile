@@ -20,18 +20,21 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs clean
+.PHONY: help demo test test-host check docs clean
 
 help:  ## list these commands
 	@echo "tl_sparse: weight-sparse transformers and their circuits."
 	@echo
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
 
 demo: $(STAMP)  ## text -> sparse model -> circuit, in demo/ (stages that are there are kept)
 	$(BIN)/tl-sparse demo
 
 test: $(STAMP)  ## the tests and the docstring examples, once (PYTEST_ARGS="-n 2 -k masks")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-host: $(STAMP)  ## TransformerLens' own tests with our class in place of theirs (10 minutes; needs PyPI)
+	$(BIN)/python tests/host_suite.py
 
 check: $(STAMP)  ## lint, format, types and a strict build of the docs
 	$(BIN)/ruff check .

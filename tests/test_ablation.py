@@ -9,15 +9,15 @@ from plain import plain_forward
 from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import (
-    count_edges,
     gated,
     only_circuit,
     references,
-    without_dropped,
     zero_references,
 )
 from tl_sparse.circuit import SITES, Circuit, Edge, Node, Site
 from tl_sparse.config import SparsityConfig
+from tl_sparse.model import HookedSparseTransformer
+from tl_sparse.selection import nonzero_weights, select_nodes
 from tl_sparse.sites import joint_matrix, model_hash, site_map
 
 SPARSE = SparsityConfig(
@@ -57,6 +57,88 @@ def test_a_gated_model_is_the_plain_network_with_those_activations_replaced(mode
     expected = plain_forward(p, tokens, SPARSE, SHAPE, at)
     with gated(model, site_map(model), gates, values):
         torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-11)
+
+
+def random_edges(model, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    edges = {}
+    for joint in site_map(model).joints:
+        shape = joint_matrix(model, joint).shape
+        edges[joint] = (torch.rand(shape, generator=generator) < 0.5).double()
+    return edges
+
+
+@pytest.mark.parametrize("attention", ["eager", "fused"])
+@pytest.mark.parametrize("sinks", [True, False])
+def test_a_cut_edge_shows_its_target_the_sources_value(attention, sinks, tokens):
+    """Also through W_O, where a value arrives times the share that the sink leaves it."""
+    model = make_model(SPARSE, dtype=torch.float64)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.sinks.fill_(1.0 if sinks else -torch.inf)
+    gates, values, edges = random_gates(model), random_values(model), random_edges(model)
+
+    def at(layer, name, x):
+        site = Site(layer, name)
+        return torch.where(gates[site].bool(), x, values[site])
+
+    p = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    cuts = {joint.weight: (gate.bool(), values[joint.source]) for joint, gate in edges.items()}
+    expected = plain_forward(p, tokens, SPARSE, SHAPE, at, cuts=cuts)
+    if not sinks:
+        shape = SHAPE | {"use_attention_sinks": False, "dtype": torch.float64}
+        without = HookedSparseTransformer(shape, sparsity=SPARSE)
+        without.load_state_dict({n: t for n, t in p.items() if "sinks" not in n}, strict=False)
+        model = without
+    model.set_attention("auto")
+    hook = ("blocks.0.attn.hook_pattern", lambda tensor, hook: tensor)
+    with gated(model, site_map(model), gates, values, edges):
+        here = model(tokens)
+        looked_at = model.run_with_hooks(tokens, fwd_hooks=[hook])  # not fused
+    got = here if attention == "fused" else looked_at
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+    names = list(dict(model.named_parameters()))
+    assert names == [n for n in p if sinks or "sinks" not in n]
+    assert all(torch.equal(model.get_parameter(n), p[n]) for n in names)
+
+
+def test_gradients_of_edge_gates_match_finite_differences(model, tokens):
+    sites, values, edges = site_map(model), random_values(model), random_edges(model)
+    edges = {joint: 0.3 + 0.4 * gate for joint, gate in edges.items()}
+    for joint in sites.joints[:6]:
+
+        def loss(changed, joint=joint):
+            with gated(model, sites, {}, values, edges | {joint: changed}):
+                return model(tokens, return_type="loss")
+
+        gate = edges[joint].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(gate), gate)
+        place = tuple((joint_matrix(model, joint) != 0).nonzero()[3].tolist())
+        step = torch.zeros_like(gate.detach())
+        step[place] = 1e-6
+        difference = (loss(edges[joint] + step) - loss(edges[joint] - step)) / 2e-6
+        assert gradient[place].item() == pytest.approx(difference.item(), rel=1e-4, abs=1e-9)
+
+
+def test_edges_are_cut_in_a_stock_model_too_but_not_under_its_sinks(tokens):
+    ours = make_model(dtype=torch.float64, use_attention_sinks=False)
+    shape = SHAPE | {"dtype": torch.float64, "use_attention_sinks": False}
+    stock = HookedTransformer(shape)
+    stock.load_state_dict(ours.state_dict())
+    values, edges = random_values(ours), random_edges(ours)
+    results = []
+    for model in (ours, stock):
+        with gated(model, site_map(model), {}, values, edges):
+            results.append(model(tokens))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-11)
+    stock = HookedTransformer(SHAPE | {"dtype": torch.float64})
+    before = stock(tokens)
+    with (
+        pytest.raises(ValueError, match="Load it as a HookedSparseTransformer"),
+        gated(stock, site_map(stock), {}, values, edges),
+    ):
+        pass
+    assert torch.equal(stock(tokens), before)
 
 
 def test_ablating_nothing_is_the_model_and_everything_is_constant(model, tokens):
@@ -154,12 +236,20 @@ def test_dropping_agrees_with_the_rule_on_single_edges(model, seed):
             source, target = Node(joint.source, s), Node(joint.target, t)
             if source in chosen and target in chosen:
                 edges.append(Edge(source, target, float(matrix[s, t])))
-    left = without_dropped(model, sites, kept)
-    found = {Node(s, c) for s, keep in left.items() for c in keep.nonzero().flatten().tolist()}
+    left = select_nodes(kept, nonzero_weights(model, sites))
+    found = set(left.node_list())
     assert found == connected(chosen, edges)
     assert found != chosen
-    n_edges = sum(e.source in found and e.target in found for e in edges)
-    assert count_edges(model, sites, left) == n_edges
+    inside = {e for e in edges if e.source in found and e.target in found}
+    assert set(left.edge_list(model)) == inside
+    # Single edges cut: those that lose their last in-edge fall, and what hangs on them.
+    some = sorted(inside)[:: 2 + seed % 2]
+    fewer = left.without(edges=some)
+    found = connected(found, sorted(inside - set(some)))
+    assert set(fewer.node_list()) == found
+    rest = {e for e in inside - set(some) if e.source in found and e.target in found}
+    assert set(fewer.edge_list(model)) == rest
+    assert fewer.with_edges(inside).edge_list(model) == left.edge_list(model)
 
 
 def test_tied_queries_and_keys_stay_as_long_as_one_is_fed(model):
@@ -172,8 +262,9 @@ def test_tied_queries_and_keys_stay_as_long_as_one_is_fed(model):
     kept = {info.site: torch.zeros(info.width, dtype=torch.bool) for info in sites.sites}
     kept[Site(0, "attn_in")][source] = True
     kept[Site(0, "q")][channel] = kept[Site(0, "k")][channel] = True
-    apart = without_dropped(model, sites, kept)
-    tied = without_dropped(model, sites, kept, tie_qk=True)
+    weights = nonzero_weights(model, sites)
+    apart = select_nodes(kept, weights).nodes
+    tied = select_nodes(kept, weights, tie_qk=True).nodes
     assert [int(apart[Site(0, s)].sum()) for s in "qk"] == [0, 1]
     assert [int(tied[Site(0, s)].sum()) for s in "qk"] == [1, 1]
 
@@ -225,17 +316,28 @@ def whole_circuit(model) -> Circuit:
     )
 
 
-def test_a_circuit_runs_inside_a_block_with_hooks_live(model, tokens):
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_circuit_runs_inside_a_block_with_hooks_live(cut, model, tokens):
+    """All its edges, every second, every third: a node without in-edges falls to its reference."""
     circuit = whole_circuit(model)
+    circuit = replace(circuit, edges=circuit.edges[::cut])
     values = random_values(model)
-    kept = set(circuit.nodes)
+    kept = connected(set(circuit.nodes), list(circuit.edges))
+    edges = {(e.source, e.target) for e in circuit.edges}
 
     def at(layer, name, x):
         keep = [Node(Site(layer, name), c) in kept for c in range(x.shape[-1])]
         return torch.where(torch.tensor(keep), x, values[Site(layer, name)])
 
+    cuts = {}
+    for joint in site_map(model).joints:
+        keep = torch.ones(joint_matrix(model, joint).shape, dtype=torch.bool)
+        for s, t in keep.nonzero().tolist():
+            ends = Node(joint.source, s), Node(joint.target, t)
+            keep[s, t] = ends in edges or not set(ends) <= kept  # live towards what is out
+        cuts[joint.weight] = keep, values[joint.source]
     p = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    expected = plain_forward(p, tokens, SPARSE, SHAPE, at)
+    expected = plain_forward(p, tokens, SPARSE, SHAPE, at, cuts=cuts)
     before = model(tokens)
     with only_circuit(model, circuit):
         logits, cache = model.run_with_cache(tokens)
@@ -244,18 +346,11 @@ def test_a_circuit_runs_inside_a_block_with_hooks_live(model, tokens):
     assert torch.equal(model(tokens), before)
 
 
-def test_circuits_of_another_model_or_with_cut_edges_are_refused(model):
-    circuit = whole_circuit(model)
-    fewer = replace(circuit, edges=circuit.edges[1:])
+def test_circuits_of_another_model_are_refused(model):
     other = make_model(SPARSE, seed=9, random=False)
     with (
-        pytest.raises(ValueError, match="circuits with cut edges can't be run"),
-        only_circuit(model, fewer),
-    ):
-        pass
-    with (
         pytest.raises(ValueError, match="was found in another model"),
-        only_circuit(other, circuit),
+        only_circuit(other, whole_circuit(model)),
     ):
         pass
 

@@ -75,7 +75,7 @@ def test_files_that_are_not_whole_circuits_are_refused(tmp_path):
             Circuit.from_json(text[:end])
     data = json.loads(text)
     for change, message in (
-        ({"schema_version": 7}, "schema version 7, this tl_sparse reads 1"),
+        ({"schema_version": 7}, "schema version 7, this tl_sparse reads 2"),
         ({"nodes": ["0.mlp_in.x"]}, "A node is written layer.site.channel"),
         ({"nodes": ["0.resid.3"]}, "A site is written layer.name"),
         ({"losses": None}, "damaged"),
@@ -84,3 +84,60 @@ def test_files_that_are_not_whole_circuits_are_refused(tmp_path):
             Circuit.from_json(json.dumps(data | change))
     with pytest.raises(ValueError, match="No circuit could be read from"):
         Circuit.load(tmp_path / "none.json")
+
+
+def another_circuit(**changes) -> Circuit:
+    """The same read into another neuron, beside the way of the first."""
+    other = Node(NEURON, 0)
+    edges = (Edge(READ, HIDDEN, 0.1), Edge(READ, other, 2.0), Edge(other, WRITE, 3.0))
+    nodes = (READ, HIDDEN, other, WRITE)
+    return a_circuit(nodes=nodes, edges=edges, task="other", **changes)
+
+
+def test_circuits_combine_as_sets_of_edges_and_nodes():
+    a, b = a_circuit(), another_circuit()
+    assert {str(e) for e in (a & b).edges} == {"0.mlp_in.3 -> 0.mlp_neuron.1 (+0.1)"}
+    assert set((a & b).nodes) == {READ, HIDDEN, WRITE}
+    assert set((a | b).edges) == set(a.edges) | set(b.edges)
+    assert set((a - b).edges) == {Edge(HIDDEN, WRITE, -1 / 3)}
+    assert set((a - b).nodes) == {HIDDEN, WRITE}
+    assert (a | b).task == "toy | other"
+    assert (a | b).losses == {}
+    assert Circuit.from_json((a | b).to_json()) == a | b
+    assert a.jaccard(b) == 1 / 4
+    assert a.jaccard(b, of="nodes") == 3 / 4
+    assert a.jaccard(a) == 1
+    empty = a_circuit(nodes=(), edges=())
+    assert (empty.jaccard(empty), empty.jaccard(a)) == (1, 0)
+
+
+def test_circuits_of_two_models_do_not_combine():
+    other = another_circuit(model_hash="def")
+    for combine in (Circuit.__and__, Circuit.__or__, Circuit.__sub__, Circuit.jaccard):
+        with pytest.raises(ValueError, match="toy and other are of different models"):
+            combine(a_circuit(), other)
+    with pytest.raises(ValueError, match='compares "edges" or "nodes", got \'paths\''):
+        a_circuit().jaccard(a_circuit(), of="paths")
+
+
+def test_a_circuit_becomes_a_graph_with_the_residual_stream_on_request():
+    query, key = Node(Site(1, "q"), 2), Node(Site(1, "k"), 2)
+    again, elsewhere = Node(Site(1, "attn_in"), 0), Node(Site(1, "attn_in"), 1)
+    a = a_circuit()
+    circuit = a_circuit(
+        nodes=(*a.nodes, again, elsewhere, query, key),
+        edges=(*a.edges, Edge(again, query, 1.5)),
+        references={**a.references, Site(1, "attn_in"): (0.0,) * 2, query.site: (0.0,) * 3,
+                    key.site: (0.0,) * 3},
+    )  # fmt: skip
+    graph = circuit.to_networkx()
+    assert set(graph.nodes) == {str(node) for node in circuit.nodes}
+    assert graph.edges["0.mlp_neuron.1", "0.mlp_out.0"] == {"weight": -1 / 3, "kind": "weight"}
+    assert graph.number_of_edges() == 3
+    assert graph.nodes["0.mlp_in.3"] == {"layer": 0, "site": "mlp_in", "channel": 3,
+                                         "reference": 1 / 3}  # fmt: skip
+    whole = circuit.to_networkx(residual=True)
+    added = set(whole.edges) - set(graph.edges)
+    assert added == {("0.mlp_out.0", "1.attn_in.0"), ("1.q.2", "1.k.2")}
+    assert whole.edges["0.mlp_out.0", "1.attn_in.0"] == {"weight": 1.0, "kind": "residual"}
+    assert whole.edges["1.q.2", "1.k.2"] == {"kind": "qk"}

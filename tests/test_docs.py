@@ -91,3 +91,14 @@ def test_make_commands_named_on_a_page_exist(page):
     named = set(re.findall(r"(?:`|^    |^)make ([a-z]+)", (ROOT / page).read_text("utf-8"), re.M))
     assert named, f"{page} names no make command, or the pattern of this test is out of date"
     assert named <= targets
+
+
+TABLE = re.findall(r"^\| (?!tool)(?!---)(.*) \|$", (DOCS / "concepts/tools.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.split(" |")[0][:40])
+def test_every_row_of_the_table_of_tools_names_tests_that_exist(row):
+    tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", row.rpartition(" | ")[2])
+    assert all(f"def {name}(" in tests for name in named), row
+    assert named or "nothing can refuse" in row

@@ -103,6 +103,32 @@ def test_sparse_matrices_are_stored_sparsely(tmp_path):
         assert torch.equal(again.weight_masks[name], mask)
 
 
+@pytest.mark.parametrize("density", [0.2, 0.26, 1.0])
+def test_masks_that_keep_another_number_than_the_densities_say_are_refused(folder, density):
+    config = json.loads((folder / "config.json").read_text())
+    config["sparsity"]["weight_density"] = density
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"keep (more|fewer) entries, and config.json says exact"):
+        HookedSparseTransformer.load(folder)
+
+
+def test_a_model_saved_while_annealing_is_read_as_it_was(tmp_path):
+    model = make_model(SPARSE)
+    model.reopen_(0)
+    model.project_(weight_density=0.6)
+    model.save(tmp_path / "m")
+    again = HookedSparseTransformer.load(tmp_path / "m")
+    assert again.weight_masks[W_IN].sum() == int(0.6 * 32 * 64)
+    assert torch.equal(again.W_in, model.W_in)
+
+
+def test_what_a_model_was_trained_on_is_kept(tmp_path):
+    model = make_model(SPARSE)
+    model.trained_on = ("a1b2", "c3d4")
+    model.save(tmp_path / "m")
+    assert HookedSparseTransformer.load(tmp_path / "m").trained_on == ("a1b2", "c3d4")
+
+
 def test_a_weight_outside_its_mask_is_not_lost_in_silence(folder):
     model = HookedSparseTransformer.load(folder)
     place = (~model.weight_masks[W_IN]).nonzero()[0]
@@ -119,7 +145,7 @@ def test_missing_folders_and_foreign_configs_are_refused(folder, tmp_path):
         HookedSparseTransformer.load(tmp_path / "nothing")
     config = json.loads((folder / "config.json").read_text())
     for edit, message in (
-        ({"format_version": 99}, "is not a tl_sparse model of format 2"),
+        ({"format_version": 99}, "is not a tl_sparse model of format 3"),
         ({"cfg": config["cfg"] | {"colour": "red"}}, "has colour, unknown to TransformerLens"),
         ({"sparsity": {"weight_density": 0.0}}, "weight_density is a fraction"),
         ({"masked": [1]}, "config.json is damaged"),

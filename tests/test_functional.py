@@ -57,6 +57,17 @@ def test_abs_topk_passes_gradient_through_kept_channels_only():
     assert x.grad.tolist() == [[0.0, 10.0, 100.0], [1.0, 10.0, 0.0]]
 
 
+@pytest.mark.parametrize("n_nan", [1, 3, 5])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_masks_keep_nan_and_are_exact_all_the_same(n_nan, compiled, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
+    weight = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    weight.view(-1)[torch.arange(n_nan) * 3] = float("nan")
+    mask = topk_mask(weight, 4)
+    assert int(mask.sum()) == 4
+    assert int(weight[mask].isnan().sum()) == min(n_nan, 4)
+
+
 def test_abs_topk_works_in_half_precision_and_keeps_nan():
     x = torch.tensor([[1.0, -3.0, 2.0]], dtype=torch.bfloat16)
     assert abs_topk(x, 1).tolist() == [[0.0, -3.0, 0.0]]

@@ -176,3 +176,16 @@ def test_a_transformer_lens_name_gives_that_model_at_density_1(monkeypatch):
     with torch.no_grad():
         expected = theirs(tokens).logits.log_softmax(-1)
     torch.testing.assert_close(model(tokens).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_revision_reaches_transformer_lens_too(monkeypatch):
+    asked = {}
+
+    def note(name, *args, **kwargs):
+        asked.update(kwargs, name=name)
+        raise OSError("no such revision")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", note)
+    with pytest.raises(OSError, match="no such revision"):
+        HookedSparseTransformer.from_pretrained("gpt2", revision="draft", device="cpu")
+    assert asked["revision"] == "draft"

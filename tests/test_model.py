@@ -195,7 +195,7 @@ def test_value_biases_are_not_folded_under_sinks(tokens):
     """TransformerLens 3.9 folds them: attention that ends in a sink does not carry the bias."""
     model = make_model(random=True)
     expected = model(tokens).log_softmax(-1)
-    with pytest.raises(ValueError, match="fold_value_biases would change what this model computes"):
+    with pytest.raises(ValueError, match="fold_value_biases: with attention sinks"):
         model.process_weights_()
     torch.testing.assert_close(model(tokens).log_softmax(-1), expected)
     model.load_and_process_state_dict(model.state_dict(), fold_value_biases=False)
@@ -209,7 +209,7 @@ def test_value_biases_are_not_folded_under_sinks(tokens):
 def test_weight_processing_that_would_change_the_function_is_refused(tokens):
     model = make_model(SPARSE)
     before = model(tokens)
-    with pytest.raises(ValueError, match=r"fold_ln, center_writing_weights, .* change what this"):
+    with pytest.raises(ValueError, match="center_unembed: subtracting means fills"):
         model.process_weights_()
     assert torch.equal(model(tokens), before)
     dense = make_model(use_attention_sinks=False, normalization_type="RMS", dtype=torch.float64)

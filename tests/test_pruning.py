@@ -11,15 +11,17 @@ from plain import plain_forward
 from torch import Tensor
 
 from tl_sparse import only_circuit, prune
-from tl_sparse.ablation import References, without_dropped, zero_references
+from tl_sparse.ablation import References, zero_references
 from tl_sparse.circuit import Edge, Node, Site
 from tl_sparse.config import PruningConfig, SparsityConfig
 from tl_sparse.model import HookedSparseTransformer
-from tl_sparse.pruning import TaskGateError, UnreachableTargetError, _grid, _ranks, evaluate
+from tl_sparse.pruning import TaskGateError, UnreachableTargetError, evaluate
+from tl_sparse.pruning.sizes import grid, rank
+from tl_sparse.selection import nonzero_weights, select_nodes
 from tl_sparse.sites import site_map
 from tl_sparse.tasks import Pair, PairTask, Split
 
-QUICK = PruningConfig(n_steps=150, batch_size=16, learning_rate=0.02, k_coef=3e-3)
+QUICK = PruningConfig(n_steps=150, n_edge_steps=60, batch_size=16, learning_rate=0.02, k_coef=3e-3)
 
 
 class Letters:
@@ -106,7 +108,13 @@ def random_task_and_model(seed: int = 0) -> tuple[PairTask, HookedSparseTransfor
 
 
 FREE = PruningConfig(
-    n_steps=15, batch_size=8, target_loss=1.2, min_accuracy=0.0, learning_rate=0.05, k_coef=1e-3
+    n_steps=15,
+    n_edge_steps=15,
+    batch_size=8,
+    target_loss=1.2,
+    min_accuracy=0.0,
+    learning_rate=0.05,
+    k_coef=1e-3,
 )
 
 
@@ -162,7 +170,8 @@ def test_after_drop_one_every_node_is_needed(seed):
     for node in circuit.nodes:
         fewer = {site: keep.clone() for site, keep in kept.items()}
         fewer[node.site][node.channel] = False
-        assert loss_with(without_dropped(model, sites, fewer)) > config.target_loss
+        left = select_nodes(fewer, nonzero_weights(model, sites)).nodes
+        assert loss_with(dict(left)) > config.target_loss
 
 
 def test_edges_are_the_nonzero_weights_between_kept_nodes():
@@ -254,10 +263,10 @@ def test_references_of_another_model_and_long_prompts_and_nan_are_refused(plante
 
 def test_nodes_are_ranked_by_tau_and_sizes_tried_from_small_to_large():
     a, b = Site(0, "q"), Site(0, "v")
-    ranks = _ranks({a: torch.tensor([0.5, -1.0, 0.5]), b: torch.tensor([0.9, 0.0])})
+    ranks = rank({a: torch.tensor([0.5, -1.0, 0.5]), b: torch.tensor([0.9, 0.0])})
     assert ranks[a].tolist() == [1, 4, 2]
     assert ranks[b].tolist() == [0, 3]
-    grid = _grid(1, 500, 1.2)
-    assert grid[:6] == [1, 2, 3, 4, 5, 6]
-    assert grid[-1] == 500
-    assert all(x < y <= max(x + 1, x * 1.2) for x, y in pairwise(grid))
+    sizes = grid(1, 500, 1.2)
+    assert sizes[:6] == [1, 2, 3, 4, 5, 6]
+    assert sizes[-1] == 500
+    assert all(x < y <= max(x + 1, x * 1.2) for x, y in pairwise(sizes))

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_sparse.config import SparsityConfig
+from tl_sparse.layers import AbsTopK
 from tl_sparse.model import HookedSparseTransformer
+from tl_sparse.released.options import SITES, site_densities
+from tl_sparse.released.write import _afrac
 from tl_sparse.tokenizer import read_bpe, train_tokenizer, write_bpe
 
 GOLDEN = Path(__file__).parent / "golden" / "openai_checkpoints"
@@ -47,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "layer norm without bias": {"rms_norm": False, "ln_bias": False},
     "no biases": {"bias": False},
     "no sinks": {"sink": False, "flash": False},
+    "sinks, the slow attention asked for last": {"flash": False},
     "no AbsTopK": {"afrac": None},
     "four sites, by default": {"afrac_loctypes": None},
     "an odd fraction": {"afrac": 0.29},
@@ -54,6 +58,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {"tied_unembed": True},
     "no bigram table": {"enable_bigram_table": False},
     "a frozen bigram table": {"learnable_bigram_table": False},
+    "a bigram table frozen by default": {"learnable_bigram_table": None},
+    "positions as channels": {"d_pos_emb": 5},
+    "positions as channels, layer norm": {"d_pos_emb": 5, "rms_norm": False},
+    "positions as channels, layer norm without bias": {
+        "d_pos_emb": 5,
+        "rms_norm": False,
+        "ln_bias": False,
+    },
+    "positions as channels, sinusoidal at first": {
+        "d_pos_emb": 8,
+        "sinusoidal_cat_pos_emb": True,
+        "dropout_cat_pos_emb": True,
+    },
+    "positions as channels, AbsTopK at two sites": {
+        "d_pos_emb": 5,
+        "afrac_loctypes": "attn_in,mlp_neuron",
+    },
+    "positions as channels, no AbsTopK on them": {
+        "d_pos_emb": 1,
+        "afrac_loctypes": "attn_q,mlp_out",
+    },
+    "positions as channels, no biases": {"d_pos_emb": 32, "bias": False, "tied_unembed": True},
+    "positions as channels, not asked for": {"d_pos_emb": None},
     "wide heads": {"d_head": 7},
     "narrow MLP": {"d_mlp": 9},
     "narrow MLP by its old name": {"n_mlp": 9},
@@ -67,8 +94,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    values = SMALL | changes
-    return {k: v for k, v in values.items() if not (k == "afrac_loctypes" and v is None)}
+    """Give the small model's options; `None` takes the two keys out that are never null."""
+    values, never = SMALL | changes, ("afrac_loctypes", "learnable_bigram_table")
+    return {k: v for k, v in values.items() if not (k in never and v is None)}
 
 
 def random_state(c: dict[str, Any], *, share: float = 0.5) -> dict[str, Tensor]:
@@ -85,26 +113,31 @@ def random_state(c: dict[str, Any], *, share: float = 0.5) -> dict[str, Tensor]:
         return draw(*shape) * (torch.rand(*shape, generator=generator) < share)
 
     state = {"transformer.wte.weight": draw(vocab, d), "final_logits_bias": draw(vocab)}
-    state["transformer.wpe.weight"] = draw(c["block_size"], d)
+    d_pos = c.get("d_pos_emb")
+    d_read = d + (d_pos or 0)
+    state["transformer.wpe.weight"] = draw(c["block_size"], d_pos or d)
     tied = c.get("tied_unembed", True)
     state["lm_head.weight"] = state["transformer.wte.weight"] if tied else draw(vocab, d)
     if c.get("enable_bigram_table"):
         state["bigram_table"] = draw(vocab, vocab)
-    norms = ["transformer.ln_f"]
+    norms = {"transformer.ln_f": d}
     for layer in range(c["n_layer"]):
         h = f"transformer.h.{layer}"
-        norms += [f"{h}.ln_1", f"{h}.ln_2"]
-        for name, n_out, n_in in (("attn.c_attn", 3 * inner, d), ("attn.c_proj", d, inner),
-                                  ("mlp.c_fc", d_mlp, d), ("mlp.c_proj", d, d_mlp)):  # fmt: skip
+        norms |= {f"{h}.ln_1": d, f"{h}.ln_2": d}
+        if d_pos:
+            norms |= {f"{h}.ln_p1": d_pos, f"{h}.ln_p2": d_pos}
+        for name, n_out, n_in in (("attn.c_attn", 3 * inner, d_read), ("attn.c_proj", d, inner),
+                                  ("mlp.c_fc", d_mlp, d_read),
+                                  ("mlp.c_proj", d, d_mlp)):  # fmt: skip
             state[f"{h}.{name}.weight"] = sparse(n_out, n_in)
             if c.get("bias", True):
                 state[f"{h}.{name}.bias"] = draw(n_out)
         if c.get("sink"):
             state[f"{h}.attn.attn_imp.sink_logit"] = draw(n_head)
-    for name in norms:
-        state[f"{name}.weight"] = 1 + draw(d)
+    for name, width in norms.items():
+        state[f"{name}.weight"] = 1 + draw(width)
         if c.get("ln_bias", True) and not c.get("rms_norm", False):
-            state[f"{name}.bias"] = draw(d)
+            state[f"{name}.bias"] = draw(width)
     return state
 
 
@@ -115,8 +148,17 @@ def write(folder: Path, c: dict[str, Any], state: dict[str, Tensor]) -> Path:
     return folder
 
 
-def plain_logits(c: dict[str, Any], state: dict[str, Tensor], tokens: Tensor) -> Tensor:
-    """Evaluate a released model in float64, with nothing but torch."""
+def plain_logits(
+    c: dict[str, Any],
+    state: dict[str, Tensor],
+    tokens: Tensor,
+    seen: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """Evaluate a released model in float64, with nothing but torch.
+
+    `seen` takes what attention and MLP read, under the recordings' names.
+    """
+    seen = {} if seen is None else seen
     w = {name: tensor.double() for name, tensor in state.items()}
     n_head, n_pos = c["n_head"], tokens.shape[1]
     d_head = c.get("d_head", c["d_model"] // n_head)
@@ -139,11 +181,18 @@ def plain_logits(c: dict[str, Any], state: dict[str, Tensor], tokens: Tensor) ->
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
-    x = w["transformer.wte.weight"][tokens] + w["transformer.wpe.weight"][:n_pos]
+    def beside(x: Tensor, name: str) -> Tensor:
+        p = norm(w["transformer.wpe.weight"][:n_pos], name).expand(len(x), -1, -1)
+        return torch.cat([x, p], dim=-1)
+
+    x, concatenates = w["transformer.wte.weight"][tokens], c.get("d_pos_emb") is not None
+    x = x if concatenates else x + w["transformer.wpe.weight"][:n_pos]
     mask = torch.ones(n_pos, n_pos, dtype=torch.bool).tril()
     for layer in range(c["n_layer"]):
         h = f"transformer.h.{layer}"
-        read = topk(norm(x, f"{h}.ln_1"), "attn_in")
+        read = norm(x, f"{h}.ln_1")
+        read = topk(beside(read, f"{h}.ln_p1") if concatenates else read, "attn_in")
+        seen[f"{layer}.attn.act_in"] = read
         q, k, v = linear(read, f"{h}.attn.c_attn").chunk(3, dim=-1)
         q, k, v = topk(q, "attn_q"), topk(k, "attn_k"), topk(v, "attn_v")
         heads = []
@@ -158,7 +207,10 @@ def plain_logits(c: dict[str, Any], state: dict[str, Tensor], tokens: Tensor) ->
                 total = total + w[f"{h}.attn.attn_imp.sink_logit"].expand(n_head)[i].exp()
             heads.append(weights / total @ v[..., part])
         x = x + topk(linear(torch.cat(heads, dim=-1), f"{h}.attn.c_proj"), "attn_out")
-        hidden = linear(topk(norm(x, f"{h}.ln_2"), "mlp_in"), f"{h}.mlp.c_fc")
+        read = norm(x, f"{h}.ln_2")
+        read = topk(beside(read, f"{h}.ln_p2") if concatenates else read, "mlp_in")
+        seen[f"{layer}.mlp.act_in"] = read
+        hidden = linear(read, f"{h}.mlp.c_fc")
         relu = c.get("activation_type", "gelu") == "relu"
         hidden = hidden.relu() if relu else 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
         x = x + topk(linear(topk(hidden, "mlp_neuron"), f"{h}.mlp.c_proj"), "mlp_out")
@@ -300,6 +352,105 @@ def test_a_loaded_model_is_saved_and_loaded_as_any_other(tokens, tmp_path):
     assert torch.equal(HookedSparseTransformer.load(tmp_path / "ours")(tokens), model(tokens))
 
 
+def test_positions_as_channels_are_read_after_their_own_norm_and_abs_topk(tokens, tmp_path):
+    c, seen = config(d_pos_emb=5), {}
+    state = random_state(c)
+    model = HookedSparseTransformer.load_openai(
+        write(tmp_path / "m", c, state), dtype=torch.float64
+    )
+    plain_logits(c, state, tokens, seen)
+    _, cache = model.run_with_cache(tokens)
+    assert len(seen) == 4
+    for key, expected in seen.items():
+        layer, _, name = key.partition(".")
+        ours = cache[f"blocks.{layer}.{HOOKS[name]}"]
+        assert ours.shape == (3, 9, 12 + 5)
+        assert (ours - expected).abs().max() < 1e-12, key
+        assert ((ours != 0).sum(-1) == 5).all()  # int(0.3 x 17); of the 12 alone it would be 3
+    assert torch.equal(cache["hook_embed"], cache["blocks.0.hook_resid_pre"])
+    assert model.cfg.positional_embedding_type == "none"
+    assert not model.W_pos.any()
+
+
+def test_positions_as_channels_go_back_to_the_last_bit(tmp_path):
+    c = config(d_pos_emb=5)
+    state = random_state(c)
+    model = HookedSparseTransformer.load_openai(write(tmp_path / "m", c, state))
+    model.export_openai(tmp_path / "back")
+    back = torch.load(tmp_path / "back/final_model.pt", weights_only=True)
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    assert json.loads((tmp_path / "back/beeg_config.json").read_text())["d_pos_emb"] == 5
+
+
+def test_positions_as_channels_that_are_all_zero_stay_channels(tokens, tmp_path):
+    c = config(d_pos_emb=5, rms_norm=False)  # a layer norm makes its bias of zeros
+    state = random_state(c)
+    state["transformer.wpe.weight"].zero_()
+    model = HookedSparseTransformer.load_openai(
+        write(tmp_path / "m", c, state), dtype=torch.float64
+    )
+    assert (plain_logits(c, state, tokens) - model(tokens)).abs().max() < 1e-9
+
+
+def test_the_slow_attention_of_a_model_without_sink_logits_has_no_sinks(tokens, tmp_path):
+    c = config(sink=True, flash=False)
+    state = random_state(config(sink=False))
+    model = HookedSparseTransformer.load_openai(
+        write(tmp_path / "m", c, state), dtype=torch.float64
+    )
+    assert not model.cfg.use_attention_sinks
+    expected = plain_logits(c | {"sink": False}, state, tokens)
+    assert (expected - model(tokens)).abs().max() < 1e-9
+    with pytest.raises(ValueError, match=r"missing: transformer\.h\.0\.attn\.attn_imp\.sink_logit"):
+        HookedSparseTransformer.load_openai(write(tmp_path / "fast", config(), state))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_tensors_in_half_precision_are_taken_at_their_values(half, tokens, tmp_path):
+    c = config(tied_unembed=True, d_pos_emb=5)
+    state = {name: tensor.to(half) for name, tensor in random_state(c).items()}
+    model = HookedSparseTransformer.load_openai(
+        write(tmp_path / "m", c, state), dtype=torch.float64
+    )
+    assert (plain_logits(c, state, tokens) - model(tokens)).abs().max() < 1e-9
+
+
+def test_sites_without_a_fraction_are_not_looked_at(tokens, tmp_path):
+    c = config(afrac=None, afrac_loctypes="resid_post_attn,resid_post_mlp,attn_in")
+    state = random_state(c)
+    model = HookedSparseTransformer.load_openai(
+        write(tmp_path / "m", c, state), dtype=torch.float64
+    )
+    assert model.sparsity.activation_density == 1.0
+    assert (plain_logits(c, state, tokens) - model(tokens)).abs().max() < 1e-9
+
+
+def test_each_site_keeps_the_number_of_channels_that_the_reference_keeps():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        d_model, d_head, d_mlp, d_pos = torch.randint(1, 400, (4,), generator=generator).tolist()
+        quotient = (
+            torch.randint(1, d_model + 1, (), generator=generator).item() / d_model
+        )  # often just under an integer
+        for afrac in (torch.rand((), generator=generator).item(), quotient, 0.29, 1 / 3):
+            widths: dict[str, int] = {"attn_in": d_model + d_pos, "mlp_in": d_model + d_pos}
+            widths |= {"attn_q": 2 * d_head, "attn_k": 2 * d_head, "attn_v": 2 * d_head}
+            widths |= {"attn_out": d_model, "mlp_neuron": d_mlp, "mlp_out": d_model}
+            wanted = {name: int(afrac * width) for name, width in widths.items()}
+            if 0 in wanted.values():
+                continue
+            options = {"d_model": d_model, "n_head": 2, "d_head": d_head, "d_mlp": d_mlp}
+            options |= {"d_pos_emb": d_pos, "afrac": afrac, "afrac_loctypes": ",".join(widths)}
+            densities = site_densities(options)
+            for name, width in widths.items():
+                assert AbsTopK(densities[SITES[name]], width).n_kept == wanted[name]
+            back = _afrac(SparsityConfig(activation_density=densities), options)
+            sparse = [name for name, width in widths.items() if wanted[name] < width]
+            kept = {name: int((back["afrac"] or 1) * widths[name]) for name in sparse}
+            assert kept == {name: wanted[name] for name in sparse}
+
+
 # -- refusals ---------------------------------------------------------------------------------
 
 
@@ -307,7 +458,9 @@ def test_a_loaded_model_is_saved_and_loaded_as_any_other(tokens, tmp_path):
     ("changes", "says"),
     [
         ({"frobnicate": 1}, "not known: frobnicate"),
-        ({"d_pos_emb": 4}, "d_pos_emb=4"),
+        ({"d_pos_emb": 4}, "missing: transformer.h.0.ln_p1.weight"),
+        ({"d_pos_emb": 0}, "d_pos_emb is a positive whole number, got 0"),
+        ({"d_pos_emb": True}, "d_pos_emb is a positive whole number, got True"),
         ({"use_tied_aux_matrix": True}, "use_tied_aux_matrix=True"),
         ({"residual_activation_type": "relu"}, "residual_activation_type='relu'"),
         ({"afrac_loctypes": "attn_in,resid_post_attn"}, "resid_post_attn"),

@@ -132,6 +132,28 @@ def test_frozen_masks_do_not_regrow(corpus):
         assert (model.get_parameter(name)[~mask] == 0).all()
 
 
+def test_fine_tuning_with_regrowth_moves_weights_at_the_same_density(corpus):
+    model = fresh(corpus)
+    before = {name: mask.clone() for name, mask in model.weight_masks.items()}
+    config = TrainingConfig(n_tokens=2048, batch_size=4, anneal="none", sharkfin=False)
+    train(model, corpus, config, progress=False)
+    moved = [n for n, m in before.items() if not torch.equal(model.weight_masks[n], m)]
+    assert "blocks.0.mlp.W_in" in moved
+    for name, mask in model.weight_masks.items():
+        assert mask.sum() == before[name].sum()
+        assert (model.get_parameter(name)[~mask] == 0).all()
+
+
+def test_a_model_remembers_the_corpora_that_it_was_trained_on(corpus, tmp_path):
+    model = fresh(corpus)
+    config = TrainingConfig(n_tokens=64, batch_size=4, anneal="none")
+    train(model, corpus, config, folder=tmp_path / "run", progress=False)
+    train(model, corpus, config, progress=False)
+    assert model.trained_on == (corpus.hash,)
+    saved = HookedSparseTransformer.load(tmp_path / "run/checkpoint/model")
+    assert saved.trained_on == (corpus.hash,)
+
+
 def test_training_lowers_the_validation_loss_and_logs_it(corpus, tmp_path):
     model = fresh(corpus)
     windows = corpus.validation.windows(16, 4)

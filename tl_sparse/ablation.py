@@ -12,14 +12,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformer_lens import HookedTransformer
 
-from tl_sparse.circuit import Circuit, Node, Site
+from tl_sparse.circuit import Circuit, Site
 from tl_sparse.data import Corpus
-from tl_sparse.sites import READ_SITES, SiteInfo, SiteMap, joint_matrix, model_hash, site_map
+from tl_sparse.selection import Selection, nonzero_weights
+from tl_sparse.sites import (
+    Joint,
+    SiteInfo,
+    SiteMap,
+    as_parameter,
+    joint_matrix,
+    model_hash,
+    site_map,
+)
 
 
 @dataclass(frozen=True)
@@ -119,10 +128,16 @@ def gated(
     sites: SiteMap,
     gates: Mapping[Site, Float[Tensor, " _"]],
     values: Mapping[Site, Float[Tensor, " _"]],
+    edges: Mapping[Joint, Float[Tensor, "source target"]] | None = None,
 ) -> Iterator[None]:
     """Let each site in `gates` pass gate x activation + (1 - gate) x value inside a `with` block.
 
-    Gates are 1 for a node that stays and 0 for one that is out; gradients reach them.
+    Gates are 1 for a node that stays and 0 for one that is out; gradients reach them. `edges` has a
+    gate for each weight of a joint: 1 for one that stays, 0 for one through which the target sees
+    the source's value instead.
+
+    Raises:
+        ValueError: If edges are cut through W_O in a stock model with attention sinks.
     """
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = []
     for site, gate in gates.items():
@@ -130,7 +145,8 @@ def gated(
         value = values[site].to(gate.device, gate.dtype)
         hook = partial(_gate, gate.reshape(info.shape), ((1 - gate) * value).reshape(info.shape))
         hooks.append((info.hook_name, hook))
-    with model.hooks(fwd_hooks=hooks), fast_attention(model):
+    cut = _cut(model, edges or {}, values)
+    with cut, model.hooks(fwd_hooks=hooks), fast_attention(model):
         yield
 
 
@@ -138,35 +154,64 @@ def _gate(gate: Tensor, rest: Tensor, activation: Tensor, hook: Any) -> Tensor:
     return activation * gate + rest
 
 
-def without_dropped(
+@contextmanager
+def _cut(
     model: HookedTransformer,
-    sites: SiteMap,
-    kept: Mapping[Site, Bool[Tensor, " _"]],
-    *,
-    tie_qk: bool = False,
-) -> dict[Site, Tensor]:
-    """Drop the kept nodes that have no kept in-edge, in the order of the forward pass.
+    edges: Mapping[Joint, Tensor],
+    values: Mapping[Site, Tensor],
+) -> Iterator[None]:
+    """Cut weights: W becomes W x gate, and what the sources' values give through the rest a bias.
 
-    Reads of the residual have no in-edges by nature and stay. With `tie_qk` a pair of q and k nodes
-    stays as long as one of the two has an in-edge.
+    Through W_O a value arrives times the sum of a row of the pattern, which sinks make less than 1:
+    there the bias is one for each head and goes into `row_sum_bias`.
     """
-    left = {site: keep.clone() for site, keep in kept.items()}
-    order = [info.site for info in sites.sites if info.site in left]
-    fed = {}
-    for site in order:
-        if site.name in READ_SITES:
-            continue
-        joint = next(joint for joint in sites.joints if joint.target == site)
-        nonzero = joint_matrix(model, joint) != 0
-        fed[site] = nonzero[left[joint.source]].any(0)
-        if not (tie_qk and site.name in ("q", "k")):
-            left[site] &= fed[site]
-        elif site.name == "k":
-            query = Site(site.layer, "q")
-            either = fed[site] | fed[query]
-            left[site] &= either
-            left[query] &= either
-    return left
+    replaced: dict[str, Tensor] = {}
+    row_biases: list[tuple[Any, Tensor]] = []
+    for joint, gate in edges.items():
+        matrix = joint_matrix(model, joint)
+        kept = matrix * gate
+        replaced[joint.weight] = as_parameter(model, joint, kept)
+        shift = values[joint.source].to(kept)[:, None] * (matrix - kept)
+        bias = model.get_parameter(joint.bias)
+        if joint.target.name == "attn_out" and model.cfg.use_attention_sinks:
+            attention: Any = model.blocks[joint.target.layer].attn
+            if not hasattr(attention, "row_sum_bias"):
+                raise ValueError(
+                    "Edges through W_O can't be cut in a stock HookedTransformer with attention "
+                    "sinks: its patterns do not sum to 1. Load it as a HookedSparseTransformer."
+                )
+            by_head = shift.unflatten(0, (model.cfg.n_heads, -1)).sum(1)
+            row_biases.append((attention, by_head))
+        else:
+            replaced[joint.bias] = bias.detach() + shift.sum(0).view_as(bias)
+    with _parameters_replaced(model, replaced):
+        try:
+            for attention, by_head in row_biases:
+                attention.row_sum_bias = by_head
+            yield
+        finally:
+            for attention, _ in row_biases:
+                attention.row_sum_bias = None
+
+
+@contextmanager
+def _parameters_replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put tensors in the place of parameters; gradients flow into them."""
+    before: list[tuple[nn.Module, dict[str, Any]]] = []
+    try:
+        for name, tensor in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            before.append((module, module._parameters))
+            module._parameters = {k: v for k, v in module._parameters.items() if k != leaf}
+            module.__dict__[leaf] = tensor
+        yield
+    finally:
+        for module, parameters in reversed(before):
+            module._parameters = parameters
+        for name in tensors:
+            owner, _, leaf = name.rpartition(".")
+            model.get_submodule(owner).__dict__.pop(leaf, None)
 
 
 @contextmanager
@@ -176,48 +221,39 @@ def only_circuit(model: HookedTransformer, circuit: Circuit) -> Iterator[None]:
     All of the model's hooks stay live, and everything is undone at the end, even by an exception.
 
     Raises:
-        ValueError: If the circuit was found in another model, or cuts edges between its own nodes
-            (which this version can't run).
+        ValueError: If the circuit was found in another model.
     """
     if circuit.model_hash != model_hash(model):
         raise ValueError(
             f"The circuit {circuit.task} was found in another model, or the weights have changed."
         )
     sites = site_map(model, final=any(n.site.name == "final_in" for n in circuit.nodes))
-    device = next(model.parameters()).device
-    gates, values = {}, {}
-    for info in sites.sites:
-        gate = torch.zeros(info.width, dtype=model.cfg.dtype, device=device)
-        gate[list(circuit.channels(info.site))] = 1
-        gates[info.site] = gate
-        values[info.site] = torch.tensor(circuit.references[info.site], dtype=gate.dtype)
-    n_possible = count_edges(model, sites, {site: gate.bool() for site, gate in gates.items()})
-    if n_possible != circuit.n_edges:
-        raise ValueError(
-            f"The circuit {circuit.task} keeps {circuit.n_edges} of the {n_possible} weights "
-            "between its nodes; circuits with cut edges can't be run by this version of tl_sparse."
-        )
-    with gated(model, sites, gates, values):
+    like = next(model.parameters()).detach()
+    selection = select_circuit(circuit, sites, like.device)
+    values = {
+        info.site: torch.tensor(circuit.references[info.site], dtype=like.dtype)
+        for info in sites.sites
+    }
+    edges = selection.edge_gates(like, nonzero_weights(model, sites))
+    with gated(model, sites, selection.node_gates(like), values, edges):
         yield
 
 
-def count_edges(
-    model: HookedTransformer, sites: SiteMap, kept: Mapping[Site, Bool[Tensor, " _"]]
-) -> int:
-    """Count the nonzero weights that join two kept nodes."""
-    return sum(len(weights) for _, _, weights in edge_weights(model, sites, kept))
-
-
-def edge_weights(
-    model: HookedTransformer, sites: SiteMap, kept: Mapping[Site, Bool[Tensor, " _"]]
-) -> Iterator[tuple[list[Node], list[Node], list[float]]]:
-    """Give, for each joint, the nonzero weights between kept nodes: sources, targets, values."""
-    for joint in sites.joints:
-        matrix = joint_matrix(model, joint)
-        both = kept[joint.source][:, None] & kept[joint.target][None, :] & (matrix != 0)
-        indices = both.nonzero().tolist()
-        yield (
-            [Node(joint.source, source) for source, _ in indices],
-            [Node(joint.target, target) for _, target in indices],
-            matrix[both].tolist(),
+def select_circuit(circuit: Circuit, sites: SiteMap, device: torch.device) -> Selection:
+    """Give a circuit as masks; nodes that its edges leave without any in-edge are dropped."""
+    nodes = {}
+    for info in sites.sites:
+        kept = torch.zeros(info.width, dtype=torch.bool, device=device)
+        kept[list(circuit.channels(info.site))] = True
+        nodes[info.site] = kept
+    by_ends = {(joint.source, joint.target): joint for joint in sites.joints}
+    edges = {
+        joint: torch.zeros(
+            sites[joint.source].width, sites[joint.target].width, dtype=torch.bool, device=device
         )
+        for joint in sites.joints
+    }
+    for edge in circuit.edges:
+        joint = by_ends[edge.source.site, edge.target.site]
+        edges[joint][edge.source.channel, edge.target.channel] = True
+    return Selection(nodes, edges, tie_qk=circuit.tie_qk).settled()

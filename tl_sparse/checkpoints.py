@@ -1,6 +1,7 @@
 """Models and training states on disk: safetensors and JSON, never pickle.
 
-A model's folder holds `config.json` (shape, sparsity, versions), `model.safetensors` (parameters
+A model's folder holds `config.json` (shape, sparsity, versions, hashes of the training data),
+`model.safetensors` (parameters
 under TransformerLens' names) and the tokenizer in `tokenizer/`. A parameter whose mask has gaps is
 stored as `<name>/indices`, the kept places in the flattened tensor, and `<name>/values`: 8 bytes
 for a float32 weight that is kept and none for one that is not. Folders are written beside their
@@ -23,8 +24,9 @@ from transformer_lens import HookedTransformerConfig
 
 from tl_sparse.config import SparsityConfig
 from tl_sparse.files import recover_folder, whole_folder
+from tl_sparse.rules import plain
 
-FORMAT = 2
+FORMAT = 3
 
 
 def versions() -> dict[str, str]:
@@ -87,10 +89,9 @@ def config_to_dict(cfg: HookedTransformerConfig) -> dict[str, Any]:
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
-    if isinstance(value, bool | int | str) or value is None:
+    value = plain(value)  # attn_scale is a numpy number
+    if isinstance(value, bool | int | float | str) or value is None:
         return value
-    if isinstance(value, float):
-        return float(value)  # attn_scale is a numpy number
     if isinstance(value, list | tuple):
         return [_plain(name, item) for item in value]
     raise ValueError(f"cfg.{name} can't be kept in JSON: {value!r}.")
@@ -116,7 +117,7 @@ def config_from_dict(values: Mapping[str, Any]) -> HookedTransformerConfig:
         values["dtype"] = getattr(torch, values["dtype"])
     try:
         cfg = HookedTransformerConfig(**values)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, ArithmeticError) as error:
         raise ValueError(f"The config does not describe a model: {error}.") from None
     cfg.seed = seed
     return cfg
@@ -134,6 +135,11 @@ class SavedModel:
     masks: dict[str, Tensor]
     """The masks that have gaps."""
     tokenizer: Any
+    trained_on: tuple[str, ...]
+    """The hashes of the corpora that the model was trained on, in order."""
+    masks_keep: str
+    """How many entries the masks keep beside what the densities say: "exact", "more" (saved while
+    annealing) or "fewer" (made from the zeros of a released model)."""
 
     def check_against(self, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
         """Check that the tensors are those of the model that the config describes.
@@ -173,6 +179,8 @@ def save_model_folder(
     parameters: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     tokenizer: Any = None,
+    trained_on: tuple[str, ...] = (),
+    masks_keep: str = "exact",
 ) -> None:
     """Write a model's folder, whole or not at all.
 
@@ -189,6 +197,8 @@ def save_model_folder(
         "attention": attention,
         "has_tokenizer": tokenizer is not None,
         "masked": masked,
+        "masks_keep": masks_keep,
+        "trained_on": list(trained_on),
         "versions": versions(),
     }
     with whole_folder(folder) as place:
@@ -320,6 +330,8 @@ def load_model_folder(folder: str | Path) -> SavedModel:
             parameters=parameters,
             masks=masks,
             tokenizer=tokenizer,
+            trained_on=tuple(map(str, config["trained_on"])),
+            masks_keep=config["masks_keep"],
         )
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder}/config.json is damaged: {error!r}.") from None

@@ -15,8 +15,9 @@ No model is needed to read, compare or save a circuit. It is kept as JSON; loadi
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from tl_sparse.files import write_text
 SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out", "final_in")
 """Every site, in the order of the forward pass. `final_in` is the input of the unembedding."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Site(NamedTuple):
@@ -126,6 +127,9 @@ class Circuit:
     ablation: str = "corpus_mean"
     """What the reference values are: "corpus_mean", "task_mean" or "zero"."""
 
+    tie_qk: bool = False
+    """Whether the q and k node of one (head, channel) are kept or dropped together."""
+
     target_loss: float = math.nan
     """The task loss, in nats, that was asked for."""
 
@@ -137,7 +141,10 @@ class Circuit:
     """True when the model failed the task's gate and `prune(force=True)` went on."""
 
     curve: tuple[tuple[int, float], ...] = ()
-    """Sizes tried on the way, as (number of nodes asked for, validation loss)."""
+    """Sizes tried in stage one, as (number of nodes asked for, validation loss)."""
+
+    edge_curve: tuple[tuple[int, float], ...] = ()
+    """Sizes tried in stage two, as (number of edges asked for, validation loss)."""
 
     n_interface: int = 0
     """Nonzero embedding and unembedding entries that touch the circuit; not edges."""
@@ -151,6 +158,8 @@ class Circuit:
     def __post_init__(self) -> None:
         nodes = tuple(sorted(self.nodes, key=lambda n: (n.site.order, n.channel)))
         object.__setattr__(self, "nodes", nodes)
+        # As a file gives it back: tuples as lists.
+        object.__setattr__(self, "provenance", json.loads(json.dumps(dict(self.provenance))))
         kept = set(nodes)
         if len(kept) != len(nodes):
             raise ValueError(f"A node stands twice in the circuit: {len(nodes)} for {len(kept)}.")
@@ -183,6 +192,93 @@ class Circuit:
         """Give the kept edges that begin in a node."""
         return tuple(edge for edge in self.edges if edge.source == node)
 
+    def __and__(self, other: "Circuit") -> "Circuit":
+        """Give what both circuits have; losses are not known of it."""
+        return self._combined(other, "&", set.intersection)
+
+    def __or__(self, other: "Circuit") -> "Circuit":
+        """Give what either circuit has; losses are not known of it."""
+        return self._combined(other, "|", set.union)
+
+    def __sub__(self, other: "Circuit") -> "Circuit":
+        """Give the edges that the other lacks, and their ends; losses are not known of it."""
+        return self._combined(other, "-", set.difference)
+
+    def _combined(self, other: "Circuit", sign: str, combine: Any) -> "Circuit":
+        self._check_same_model(other)
+        edges = combine(set(self.edges), set(other.edges))
+        ends = {node for edge in edges for node in (edge.source, edge.target)}
+        return Circuit(
+            nodes=tuple(combine(set(self.nodes), set(other.nodes)) | ends),
+            edges=tuple(sorted(edges, key=edge_order)),
+            references=self.references,
+            task=f"{self.task} {sign} {other.task}",
+            model_hash=self.model_hash,
+            ablation=self.ablation,
+            tie_qk=self.tie_qk and other.tie_qk,
+        )
+
+    def jaccard(self, other: "Circuit", of: str = "edges") -> float:
+        """Give the share of the edges, or "nodes", of either circuit that both have, in [0, 1].
+
+        Two circuits that have none are equal: 1.
+
+        Raises:
+            ValueError: If the circuits are of different models.
+        """
+        self._check_same_model(other)
+        if of not in ("edges", "nodes"):
+            raise ValueError(f'jaccard compares "edges" or "nodes", got {of!r}.')
+        mine, theirs = set(getattr(self, of)), set(getattr(other, of))
+        return len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0
+
+    def _check_same_model(self, other: "Circuit") -> None:
+        if self.model_hash != other.model_hash:
+            raise ValueError(
+                f"The circuits {self.task} and {other.task} are of different models; their "
+                "channels have nothing to do with each other."
+            )
+
+    def to_networkx(self, *, residual: bool = False) -> Any:
+        """Give the circuit as a `networkx.DiGraph`, nodes named as `str(node)`.
+
+        Nodes have `layer`, `site`, `channel` and `reference`, edges `weight` and `kind="weight"`.
+        With `residual`, edges of kind "residual" and weight 1 lead from each node that writes a
+        channel of the stream to each later one that reads it, and edges of kind "qk", without a
+        weight, from each query channel to its key channel.
+        """
+        import networkx
+
+        graph = networkx.DiGraph(task=self.task, model_hash=self.model_hash)
+        for node in self.nodes:
+            reference = self.references[node.site][node.channel]
+            layer, site = node.site
+            graph.add_node(
+                str(node), layer=layer, site=site, channel=node.channel, reference=reference
+            )
+        for edge in self.edges:
+            graph.add_edge(str(edge.source), str(edge.target), weight=edge.weight, kind="weight")
+        if residual:
+            for source, target, kind in self._unweighted():
+                weight = {"weight": 1.0} if kind == "residual" else {}
+                graph.add_edge(str(source), str(target), kind=kind, **weight)
+        return graph
+
+    def _unweighted(self) -> Iterator[tuple[Node, Node, str]]:
+        """Give what joins two nodes and is no edge: the stream, and query and key of a channel."""
+        writes, reads = ("attn_out", "mlp_out"), ("attn_in", "mlp_in", "final_in")
+        for source, target in product(self.nodes, repeat=2):
+            if source.channel != target.channel:
+                continue
+            ends, later = (
+                (source.site.name, target.site.name),
+                source.site.order < target.site.order,
+            )
+            if ends[0] in writes and ends[1] in reads and later:
+                yield source, target, "residual"
+            elif ends == ("q", "k") and source.site.layer == target.site.layer:
+                yield source, target, "qk"
+
     def __repr__(self) -> str:
         """One line: size, task and losses."""
         loss = self.losses.get("test", math.nan)
@@ -202,12 +298,14 @@ class Circuit:
             "task": self.task,
             "model_hash": self.model_hash,
             "ablation": self.ablation,
+            "tie_qk": self.tie_qk,
             "target_loss": _finite(self.target_loss),
             "losses": {name: _finite(value) for name, value in self.losses.items()},
             "forced": self.forced,
             "nodes": [str(node) for node in self.nodes],
             "edges": [[str(e.source), str(e.target), e.weight] for e in self.edges],
             "curve": [list(point) for point in self.curve],
+            "edge_curve": [list(point) for point in self.edge_curve],
             "n_interface": self.n_interface,
             "n_biases": self.n_biases,
             "references": {str(site): list(values) for site, values in self.references.items()},
@@ -244,10 +342,12 @@ class Circuit:
                 task=str(data["task"]),
                 model_hash=str(data["model_hash"]),
                 ablation=str(data["ablation"]),
+                tie_qk=bool(data["tie_qk"]),
                 target_loss=_number(data["target_loss"]),
                 losses={name: _number(value) for name, value in data["losses"].items()},
                 forced=bool(data["forced"]),
-                curve=tuple((int(n), float(loss)) for n, loss in data["curve"]),
+                curve=_read_curve(data["curve"]),
+                edge_curve=_read_curve(data["edge_curve"]),
                 n_interface=int(data["n_interface"]),
                 n_biases=int(data["n_biases"]),
                 provenance=data["provenance"],
@@ -289,6 +389,10 @@ def _finite(value: float) -> float | None:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _read_curve(data: list[Any]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(n), float(loss)) for n, loss in data)
 
 
 def _read_references(data: Mapping[str, list[float]]) -> dict[Site, tuple[float, ...]]:

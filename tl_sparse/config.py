@@ -12,39 +12,39 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from tl_sparse.rules import (
+    BETAS,
+    DENSITY,
+    FRACTION,
+    NON_NEGATIVE_INTEGER,
+    NON_NEGATIVE_NUMBER,
+    POSITIVE_INTEGER,
+    POSITIVE_NUMBER,
+    SWITCH,
+    Rule,
+    check_fields,
+    checks_itself,
+    choice,
+    integer,
+    make_plain_,
+    maybe,
+    number,
+    plain,
+)
+
 ACTIVATION_SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out")
 """The sites where AbsTopK can be applied, in the order of the forward pass (paper, Fig. 12)."""
 
-
-def _check_density(name: str, density: Any) -> None:
-    number = isinstance(density, int | float) and not isinstance(density, bool)
-    if not number or not 0 < density <= 1:
-        raise ValueError(
-            f"{name} is a fraction of kept entries in (0, 1], got {density!r}. "
-            "Leave it at 1.0 for a dense model; for '99 % sparse' write 0.01."
-        )
-
-
-def _check_fraction(name: str, value: Any) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:
-        raise ValueError(f"{name} is a fraction in [0, 1], got {value!r}.")
+_SEED = integer("is an integer in [0, 2**63)", 0, below=2**63)
+_TAU = number("is a tau in [-1, 1]", lambda v: -1 <= v <= 1)
+_PRICE = Rule(
+    'is "adaptive" or a non-negative finite number',
+    lambda v: NON_NEGATIVE_NUMBER.holds(v) or (isinstance(v, str) and v == "adaptive"),
+)
+_TRACKERS = Rule("is a tuple of tracker names", lambda v: isinstance(v, list | tuple))
 
 
-def _check_positive(name: str, value: Any, *, integer: bool = False, zero: bool = False) -> None:
-    kind = int if integer else (int, float)
-    good = isinstance(value, kind) and not isinstance(value, bool)
-    if not good or not value < float("inf") or not (value >= 0 if zero else value > 0):
-        what = "integer" if integer else "number"
-        sign = "non-negative" if zero else "positive"
-        raise ValueError(f"{name} is a {sign} finite {what}, got {value!r}.")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
+@checks_itself
 @dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
     """What is sparse in a `HookedSparseTransformer`. Everything is off by default.
@@ -86,23 +86,30 @@ class SparsityConfig:
     """Add a dense learned table, row of the current token, to the logits, so that the sparse
     weights need not store bigram statistics (paper, A.1). d_vocab x d_vocab_out parameters."""
 
+    position_channels: int = 0
+    """Learned positions as that many channels which attention and MLP read beside the residual
+    stream, instead of positions added to it (paper, A.1: some earlier models). They have norms of
+    their own and compete in AbsTopK at attn_in and mlp_in, whose widths are then d_model + this
+    many. Needs `cfg.positional_embedding_type="none"`."""
+
     def __post_init__(self) -> None:
-        for name in ("weight_density", "embedding_density", "bias_density"):
-            _check_density(name, getattr(self, name))
+        make_plain_(self)
+        check_fields(self, DENSITY, "weight_density", "embedding_density", "bias_density")
         if isinstance(self.activation_density, Mapping):
-            object.__setattr__(self, "activation_density", dict(self.activation_density))
-            for site, density in self.activation_density.items():
+            sites = {site: plain(density) for site, density in self.activation_density.items()}
+            object.__setattr__(self, "activation_density", sites)
+            for site, density in sites.items():
                 if site not in ACTIVATION_SITES:
                     raise ValueError(
                         f"activation_density names the site {site!r}; "
                         f"AbsTopK can stand at {', '.join(ACTIVATION_SITES)}."
                     )
-                _check_density(f"activation_density[{site!r}]", density)
+                DENSITY.check(f"activation_density[{site!r}]", density)
         else:
-            _check_density("activation_density", self.activation_density)
-        _check_positive("min_alive", self.min_alive, integer=True, zero=True)
-        _check_choice("qkv_ranking", self.qkv_ranking, ("separate", "joint"))
-        _check_choice("bigram_table", self.bigram_table, (True, False))
+            DENSITY.check("activation_density", self.activation_density)
+        check_fields(self, NON_NEGATIVE_INTEGER, "min_alive", "position_channels")
+        check_fields(self, choice("separate", "joint"), "qkv_ranking")
+        check_fields(self, SWITCH, "bigram_table")
 
     def site_density(self, site: str) -> float:
         """Give the activation density at one of `ACTIVATION_SITES`."""
@@ -115,18 +122,21 @@ class SparsityConfig:
         """Whether nothing at all is asked for: such a model is TransformerLens' own."""
         densities = (self.weight_density, self.embedding_density, self.bias_density)
         sites_dense = all(self.site_density(site) == 1 for site in ACTIVATION_SITES)
-        return all(d == 1 for d in densities) and sites_dense and not self.bigram_table
+        added = self.bigram_table or self.position_channels
+        return all(d == 1 for d in densities) and sites_dense and not added
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain JSON values."""
         return asdict(self)
 
     @classmethod
+    @checks_itself
     def from_dict(cls, values: Mapping[str, Any]) -> "SparsityConfig":
         """Build from `to_dict`'s values; an unknown key is a `ValueError`."""
         return _from_dict(cls, values)
 
 
+@checks_itself
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How `train` trains: the recipe of Gao et al. 2025, each choice an option.
@@ -218,29 +228,26 @@ class TrainingConfig:
     """Seeds the order of the data and the weights that annealing brings back at the start."""
 
     def __post_init__(self) -> None:
-        for name in ("n_tokens", "batch_size", "gradient_accumulation", "eval_every"):
-            _check_positive(name, getattr(self, name), integer=True)
-        for name in ("n_eval_windows", "checkpoint_every"):
-            _check_positive(name, getattr(self, name), integer=True)
-        for name in ("learning_rate", "eps", "gradient_rms"):
-            _check_positive(name, getattr(self, name))
-        if self.n_ctx is not None:
-            _check_positive("n_ctx", self.n_ctx, integer=True)
-        _check_positive("weight_decay", self.weight_decay, zero=True)
-        _check_positive("seed", self.seed, integer=True, zero=True)
-        for name in ("warmup_fraction", "anneal_start", "anneal_stop"):
-            _check_fraction(name, getattr(self, name))
-        object.__setattr__(self, "betas", tuple(self.betas))
+        make_plain_(self)
+        check_fields(self, POSITIVE_INTEGER, "n_tokens", "batch_size", "gradient_accumulation")
+        check_fields(self, POSITIVE_INTEGER, "eval_every", "n_eval_windows", "checkpoint_every")
+        check_fields(self, maybe(POSITIVE_INTEGER), "n_ctx")
+        check_fields(self, POSITIVE_NUMBER, "learning_rate", "eps", "gradient_rms")
+        check_fields(self, NON_NEGATIVE_NUMBER, "weight_decay")
+        check_fields(self, FRACTION, "warmup_fraction", "anneal_start", "anneal_stop")
+        check_fields(self, SWITCH, "sharkfin", "regrow")
+        check_fields(self, _SEED, "seed")
+        check_fields(self, BETAS, "betas")
+        check_fields(self, choice("normalize", "clip", "none"), "gradient_scaling")
+        check_fields(self, choice("linear", "constant"), "learning_rate_decay")
+        check_fields(self, choice("linear", "power", "none"), "anneal")
+        check_fields(self, choice("gradual", "sudden"), "anneal_embeddings")
+        check_fields(self, choice("float32", "bf16", "fp16"), "precision")
+        check_fields(self, _TRACKERS, "trackers")
+        object.__setattr__(self, "betas", tuple(map(plain, self.betas)))
         object.__setattr__(self, "trackers", tuple(self.trackers))
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are two numbers in [0, 1), got {self.betas!r}.")
-        _check_choice("gradient_scaling", self.gradient_scaling, ("normalize", "clip", "none"))
-        _check_choice("learning_rate_decay", self.learning_rate_decay, ("linear", "constant"))
-        _check_choice("anneal", self.anneal, ("linear", "power", "none"))
-        _check_choice("anneal_embeddings", self.anneal_embeddings, ("gradual", "sudden"))
-        _check_choice("precision", self.precision, ("float32", "bf16", "fp16"))
         for tracker in self.trackers:
-            _check_choice("each of trackers", tracker, ("wandb", "tensorboard"))
+            choice("wandb", "tensorboard").check("each of trackers", tracker)
         if self.anneal != "none" and self.anneal_start > self.anneal_stop:
             raise ValueError(
                 f"anneal_start ({self.anneal_start}) comes after anneal_stop ({self.anneal_stop}); "
@@ -262,11 +269,13 @@ class TrainingConfig:
         return asdict(self)
 
     @classmethod
+    @checks_itself
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainingConfig":
         """Build from `to_dict`'s values; an unknown key is a `ValueError`."""
         return _from_dict(cls, values)
 
 
+@checks_itself
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
     """How `prune` finds the nodes that a task needs (paper, A.5; centres of its Table 2).
@@ -312,10 +321,23 @@ class PruningConfig:
     heaviside_temperature: float = 1.0
     """Width of the sigmoid whose derivative stands for the step's in the backward pass."""
 
+    edges: bool = True
+    """Stage two: after the nodes, learn which of the weights between them are needed. The paper
+    counts every nonzero weight between kept nodes; its authors name this as the better way."""
+
+    n_edge_steps: int = 200
+    """Optimiser steps on the masks of edges."""
+
     drop_one: bool = True
-    """After the size is chosen, take out nodes that the target does not need, until each of those
-    left is needed. The paper's authors cleaned up by hand; False gives what the ranking by tau
-    finds."""
+    """Clean up: take out nodes and edges that the target does not need, until each of those left is
+    needed. The paper's authors cleaned up by hand; False gives what the ranking by tau finds."""
+
+    exchange: bool = True
+    """In the clean-up of small circuits, also take out edges in pairs, and put one back where that
+    makes more than one needless."""
+
+    max_exchange: int = 40
+    """The largest circuit, in edges, that pairs and exchanges are tried on."""
 
     tie_qk: bool = False
     """Keep or drop the q and k node of one (head, channel) together (the paper's are separate)."""
@@ -330,37 +352,36 @@ class PruningConfig:
     """Seeds the initial taus and the order of the pairs."""
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size"):
-            _check_positive(name, getattr(self, name), integer=True)
-        positive = ("target_loss", "learning_rate", "gradient_clip", "heaviside_temperature")
-        for name in positive:
-            _check_positive(name, getattr(self, name))
-        if self.k_coef != "adaptive":
-            _check_positive("k_coef", self.k_coef, zero=True)
-        for name in ("weight_decay", "init_noise_scale"):
-            _check_positive(name, getattr(self, name), zero=True)
-        _check_positive("seed", self.seed, integer=True, zero=True)
-        for name in ("warmup_fraction", "min_accuracy"):
-            _check_fraction(name, getattr(self, name))
-        if not -1 <= self.init_noise_bias <= 1:
-            raise ValueError(f"init_noise_bias is a tau in [-1, 1], got {self.init_noise_bias!r}.")
-        object.__setattr__(self, "betas", tuple(self.betas))
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are two numbers in [0, 1), got {self.betas!r}.")
+        make_plain_(self)
+        check_fields(self, POSITIVE_INTEGER, "n_steps", "n_edge_steps", "batch_size")
+        check_fields(self, POSITIVE_NUMBER, "target_loss", "learning_rate", "gradient_clip")
+        check_fields(self, POSITIVE_NUMBER, "heaviside_temperature")
+        check_fields(self, NON_NEGATIVE_NUMBER, "weight_decay", "init_noise_scale")
+        check_fields(self, _PRICE, "k_coef")
+        check_fields(self, _TAU, "init_noise_bias")
+        check_fields(self, FRACTION, "warmup_fraction", "min_accuracy")
+        check_fields(self, SWITCH, "edges", "drop_one", "exchange", "tie_qk", "mask_final")
+        check_fields(self, NON_NEGATIVE_INTEGER, "max_exchange")
+        check_fields(self, _SEED, "seed")
+        check_fields(self, BETAS, "betas")
+        object.__setattr__(self, "betas", tuple(map(plain, self.betas)))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain JSON values."""
         return asdict(self)
 
     @classmethod
+    @checks_itself
     def from_dict(cls, values: Mapping[str, Any]) -> "PruningConfig":
         """Build from `to_dict`'s values; an unknown key is a `ValueError`."""
         return _from_dict(cls, values)
 
 
-def _from_dict(cls: Any, values: Mapping[str, Any]) -> Any:
+def _from_dict(cls: Any, values: Any) -> Any:
     known = {f.name for f in fields(cls)}
-    unknown = sorted(set(values) - known)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} is built from a mapping of its fields, got {values!r}.")
+    unknown = sorted(str(name) for name in values if name not in known)
     if unknown:
         raise ValueError(
             f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}."

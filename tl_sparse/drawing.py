@@ -96,14 +96,15 @@ def draw_circuit(
     tokens: Mapping[int, Sequence[tuple[str, float]]] | None = None,
     logits: Sequence[tuple[Node, str, float]] = (),
     d_head: int | None = None,
+    d_model: int | None = None,
     max_edges: int = 500,
 ) -> str:
     """Draw a circuit, from the tokens to the answer logits.
 
-    `residual` pairs writes with the later reads of their channel, `tokens` gives the tokens to show
-    for a residual channel with their weights, and `logits` the weights from nodes to answers.
-    `d_head` lets q, k, v be named by head. Of a larger circuit the `max_edges` largest weights are
-    drawn, with what they join.
+    `residual` pairs writes with the later reads of their channel, `tokens` gives the tokens (or
+    positions) to show for a channel with their weights, and `logits` the weights from nodes to
+    answers. `d_head` lets q, k, v be named by head and `d_model` position channels, which come
+    after it. Of a larger circuit the `max_edges` largest weights are drawn, with what they join.
     """
     edges = sorted(circuit.edges, key=lambda e: -abs(e.weight))[:max_edges]
     nodes = circuit.nodes
@@ -111,7 +112,7 @@ def draw_circuit(
         joined = {node for edge in edges for node in (edge.source, edge.target)}
         nodes = tuple(node for node in nodes if node in joined)
     shown = set(nodes)
-    boxes = {str(node): _node_box(node, d_head) for node in nodes}
+    boxes = {str(node): _node_box(node, d_head, d_model) for node in nodes}
     links = [Link(str(e.source), str(e.target), e.weight, "edge") for e in edges]
     links += [
         Link(str(a), str(b), None, "residual") for a, b in residual if a in shown and b in shown
@@ -121,7 +122,7 @@ def draw_circuit(
         reads = [n for n in nodes if n.channel == channel and n.site.name in ("attn_in", "mlp_in")]
         if reads and some:
             lines = tuple(f"{visible(text)[:14]} {_signed(weight)}" for text, weight in some)
-            title = f"embedding of tokens in channel {channel}: " + ", ".join(lines)
+            title = f"what stands in channel {channel} at first: " + ", ".join(lines)
             name = f"tokens.{channel}"
             boxes[name] = _Box(name, (-1, 0, "tokens"), lines, "token", title)
             links += [Link(name, str(read), None, "token") for read in reads]
@@ -139,7 +140,7 @@ def draw_circuit(
     return _Sheet(boxes, links).svg(title, words.strip())
 
 
-def _node_box(node: Node, d_head: int | None) -> _Box:
+def _node_box(node: Node, d_head: int | None, d_model: int | None) -> _Box:
     site, channel = node.site.name, node.channel
     order = _ORDER.index("qk" if site in ("q", "k") else site)
     column = (node.site.layer, order, _ORDER[order])
@@ -150,6 +151,8 @@ def _node_box(node: Node, d_head: int | None) -> _Box:
             label = f"H{channel // d_head} {site}{channel % d_head}"
     elif site == "mlp_neuron":
         label = f"neuron {channel}"
+    elif d_model is not None and channel >= d_model:
+        label = f"position channel {channel - d_model}"
     kind = "read" if site.endswith("_in") else "write" if site.endswith("_out") else "inner"
     return _Box(str(node), column, (label,), kind, f"layer {node.site.layer}, {site}, {label}")
 
@@ -262,11 +265,8 @@ class _Sheet:
         weights = {kind: [abs(link.weight or 0) for link in self.links if link.kind == kind]
                    for kind in ("edge", "logit")}  # fmt: skip
         largest = {kind: max(some, default=0) or 1.0 for kind, some in weights.items()}
-        lines, labels, taken = (
-            [],
-            [],
-            [self._frame(box) for box in self.boxes.values() if box.lines],
-        )
+        lines, labels = [], []
+        taken = [self._frame(box) for box in self.boxes.values() if box.lines]
         order = {"token": 0, "residual": 0, "look": 1, "logit": 2, "edge": 3}
         for link, path in sorted(
             zip(self.links, self.paths, strict=True), key=lambda pair: order[pair[0].kind]

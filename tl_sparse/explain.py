@@ -4,7 +4,8 @@ A circuit is small enough to read. This follows it in the order of the forward p
 the model's own weights,
 
 1. what each **read** (attn_in, mlp_in) sees: the tokens whose embedding stands in its channel of
-   the residual stream, and the kept nodes of earlier sublayers that write to the same channel;
+   the residual stream, and the kept nodes of earlier sublayers that write to the same channel; of
+   a position channel, the positions;
 2. what each **neuron**, **q**, **k** and **v** channel computes: kept in-edges, bias, and what
    flows in from all that is held at its reference value;
 3. where each **head** looks: q and k channels that are in the circuit, and the constants of those
@@ -16,6 +17,7 @@ the model's own weights,
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,6 +103,7 @@ class _Reader:
             answers=tuple(map(repr, self.answers)),
             act_fn=str(cfg.act_fn),
             d_head=cfg.d_head,
+            d_model=cfg.d_model,
             nodes=tuple(self._node(node) for node in self.circuit.nodes),
             heads=tuple(self._heads()),
             notes=tuple(self._notes()),
@@ -145,6 +148,8 @@ class _Reader:
         )
 
     def _read(self, node: Node) -> dict[str, Any]:
+        if node.channel >= self.model.cfg.d_model:
+            return self._read_position(node)
         column = self.model.embed.W_E.detach()[:, node.channel]
         norm = self.model.ln_final
         if node.site.name != "final_in":
@@ -157,6 +162,18 @@ class _Reader:
             "n_tokens": int((column != 0).sum()),
             "task_tokens": tuple((self._token(i), column[i].item()) for i in self.deciding),
             "written_by": tuple(self.written_by[node]),
+        }
+
+    def _read_position(self, node: Node) -> dict[str, Any]:
+        model: Any = self.model
+        block, channel = model.blocks[node.site.layer], node.channel - model.cfg.d_model
+        column = model.positions.table.detach()[:, channel]
+        norm = block.ln1_positions if node.site.name == "attn_in" else block.ln2_positions
+        return {
+            "position_channel": channel,
+            "gain": self._gain(norm, channel),
+            "highest": self._top(column, name="position {}".format),
+            "lowest": self._top(column, sign=-1, name="position {}".format),
         }
 
     def _readout(self, node: Node) -> dict[str, Any]:
@@ -172,11 +189,18 @@ class _Reader:
         weight = getattr(norm, "w", None)
         return weight[channel].item() if isinstance(weight, Tensor) else 1.0
 
-    def _top(self, column: Float[Tensor, " d_vocab"], *, sign: int = 1) -> tuple[Weighted, ...]:
-        """Give the tokens with the largest entries of one sign."""
+    def _top(
+        self,
+        column: Float[Tensor, " row"],
+        *,
+        sign: int = 1,
+        name: Callable[[int], str] | None = None,
+    ) -> tuple[Weighted, ...]:
+        """Give the tokens, or what else `name` says, with the largest entries of one sign."""
+        name = name or self._token
         values, ids = (sign * column).topk(min(self.n_tokens, len(column)))
         return tuple(
-            (self._token(i), sign * value)
+            (name(i), sign * value)
             for value, i in zip(values.tolist(), ids.tolist(), strict=True)
             if value > 0
         )
@@ -229,6 +253,11 @@ class _Reader:
             )
         if cfg.positional_embedding_type not in ("none", None):
             notes.append(f"Positions ({cfg.positional_embedding_type}) come in beside the tokens.")
+        if sparsity is not None and sparsity.position_channels:
+            notes.append(
+                f"Attention and MLP read {sparsity.position_channels} position channels too, behind"
+                f" the {cfg.d_model} of the residual stream; no node writes them."
+            )
         return notes
 
 

@@ -102,7 +102,7 @@ def abs_topk(x: Float[Tensor, "*batch width"], n_kept: int) -> Float[Tensor, "*b
 
 
 def _largest(magnitude: Tensor, k: int) -> Tensor:
-    """Mark the k largest entries of each row, the first ones among equals."""
+    """Mark the k largest entries of each row, the first ones among equals; NaN is the largest."""
     n = magnitude.shape[-1]
     if k == 0 or magnitude.numel() == 0:
         return torch.zeros_like(magnitude, dtype=torch.bool)
@@ -112,6 +112,7 @@ def _largest(magnitude: Tensor, k: int) -> Tensor:
         if magnitude.dtype not in (torch.float32, torch.float64):
             magnitude = magnitude.float()  # exact for the half precisions, which numpy lacks
         return torch.from_numpy(_largest_numpy(magnitude.numpy(), k))
+    magnitude = magnitude.nan_to_num(nan=float("inf"), posinf=float("inf"))
     threshold = magnitude.topk(k, dim=-1).values[..., -1:]
     above, equal = magnitude > threshold, magnitude == threshold
     missing = k - above.sum(-1, keepdim=True)
@@ -122,7 +123,10 @@ def _largest_numpy(magnitude: np.ndarray, k: int) -> np.ndarray:
     n = magnitude.shape[-1]
     threshold = np.partition(magnitude, n - k, axis=-1)[:, n - k, None]
     mask = magnitude >= threshold
-    if np.count_nonzero(mask) > k * len(mask):  # some row has equals at its threshold
+    n_kept = np.count_nonzero(mask)
+    if n_kept < k * len(mask):  # NaN is no less than anything; dropped, it would become a quiet 0
+        return _largest_numpy(np.nan_to_num(magnitude, nan=np.inf, posinf=np.inf), k)
+    if n_kept > k * len(mask):  # some row has equals at its threshold
         crowded = np.flatnonzero(np.count_nonzero(mask, axis=-1) > k)
         rows, t = magnitude[crowded], threshold[crowded]
         above, equal = rows > t, rows == t

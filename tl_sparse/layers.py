@@ -2,12 +2,11 @@
 
 - `AbsTopK`: keeps the channels of largest magnitude at each token (Gao et al. 2025, A.1).
 - `BigramTable`: a dense table whose row of the current token is added to the logits (A.1).
+- `PositionChannels`: learned positions that are read beside the residual stream (A.1).
 - `fused_attention`: softmax attention, with sinks or not, without the matrix of scores in memory.
 
 Sparsity lives in modules and never in hooks: SAELens and `reset_hooks` remove hooks.
 """
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -50,18 +49,6 @@ class AbsTopK(nn.Module):
         return f"{self.n_kept} of {self.width} channels"
 
 
-class SparseActivation(nn.Module):
-    """A nonlinearity followed by AbsTopK, in the place of TransformerLens' `mlp.act_fn`."""
-
-    def __init__(self, act_fn: Callable[[Tensor], Tensor], topk: AbsTopK) -> None:
-        super().__init__()
-        self.act_fn, self.topk = act_fn, topk
-
-    def forward(self, x: Float[Tensor, "*batch_pos d_mlp"]) -> Float[Tensor, "*batch_pos d_mlp"]:
-        """Apply the nonlinearity, then keep the largest channels."""
-        return self.topk(self.act_fn(x))
-
-
 class BigramTable(nn.Module):
     """Logits that depend on the current token alone: a dense d_vocab x d_vocab_out table.
 
@@ -84,6 +71,43 @@ class BigramTable(nn.Module):
         return self.hook_out(F.embedding(tokens, self.table))
 
 
+class PositionChannels(nn.Module):
+    """Learned positions as channels of their own: an n_ctx x n_channels table.
+
+    Never sparsified and never decayed; drawn from N(0, 0.02) as the released script's embeddings.
+    """
+
+    def __init__(self, n_ctx: int, n_channels: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        # Not called W_anything: TransformerLens draws every W_ parameter anew from a normal.
+        self.table = nn.Parameter(torch.zeros(n_ctx, n_channels, dtype=dtype))
+        self.hook_out = HookPoint()  # [batch, pos, position_channel]
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw the table from N(0, 0.02), in place."""
+        self.table.normal_(0, 0.02)
+
+    def forward(
+        self, attention_mask: Int[Tensor, "batch offset_pos"], n_pos: int
+    ) -> Float[Tensor, "batch pos position_channel"]:
+        """Give the rows of the last `n_pos` positions; padding, 0 in the mask, is not counted.
+
+        As in TransformerLens' `PosEmbed` the first token attended to has row 0 and padding zeros.
+
+        Raises:
+            ValueError: If there are more tokens than the table has rows.
+        """
+        attended = attention_mask[:, -n_pos:, None] != 0
+        rows = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -n_pos:]
+        n_ctx = len(self.table)
+        if attention_mask.shape[1] > n_ctx and (n_needed := int(rows.max()) + 1) > n_ctx:
+            raise ValueError(
+                f"The model has positions for {n_ctx} tokens (cfg.n_ctx), got {n_needed}."
+            )
+        return self.hook_out(F.embedding(rows, self.table).masked_fill(~attended, 0))
+
+
 def fused_attention(
     q: Float[Tensor, "batch query_pos head_index d_head"],
     k: Float[Tensor, "batch key_pos head_index d_head"],
@@ -92,25 +116,31 @@ def fused_attention(
     scale: float,
     causal: bool,
     sinks: Float[Tensor, " head_index"] | None = None,
-) -> Float[Tensor, "batch query_pos head_index d_head"]:
-    """Compute softmax(q k / scale) v without keeping the scores.
+) -> tuple[
+    Float[Tensor, "batch query_pos head_index d_head"],
+    Float[Tensor, "batch query_pos head_index"] | None,
+]:
+    """Compute softmax(q k / scale) v without keeping the scores, and the sums of its rows.
 
     `scale` divides, as in TransformerLens. A sink is a logit that joins each softmax and whose
     share goes nowhere. Here it is one more key at the front with value 0: an extra channel, 1 in
     every query and nonzero in that key only, gives it the logit `sink`, and a dummy query in front
-    keeps the causal mask aligned.
+    keeps the causal mask aligned. The same channel, 1 in every other key's value, comes out as the
+    sum of each row of the pattern; without sinks all rows sum to 1, and None stands for that.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if sinks is None:
         z = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1 / scale)
-        return z.transpose(1, 2)
+        return z.transpose(1, 2), None
     d_head = q.shape[-1]
     # One channel for the sink, padded to a multiple of 8: unaligned rows are slow.
     n_extra = 8 - d_head % 8
     q = F.pad(q, (0, n_extra, 1, 0))
     q[..., d_head] = 1
     v = F.pad(v, (0, n_extra, 1, 0))
+    v[:, :, 1:, d_head] = 1
     sink_key = F.pad((sinks * scale).to(k.dtype)[:, None, None], (d_head, n_extra - 1))
     k = torch.cat([sink_key.expand(k.shape[0], -1, -1, -1), F.pad(k, (0, n_extra))], dim=2)
     z = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1 / scale)
-    return z[:, :, 1:, :d_head].transpose(1, 2)
+    z = z[:, :, 1:].transpose(1, 2)
+    return z[..., :d_head], z[..., d_head]

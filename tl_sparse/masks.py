@@ -46,8 +46,8 @@ BLOCK_PARAMETERS = {
     "mlp.b_out": ("bias", None),
 }
 """Kind and guarded axis of each block parameter, in TransformerLens' names and shapes. The guarded
-axis is always d_model: the inputs of a neuron or q, k, v channel, the outputs of a neuron or head
-channel."""
+axis is always d_model, on the reading side with the position channels: the inputs of a neuron or
+q, k, v channel, the outputs of a neuron or head channel."""
 
 
 def masked_parameters(model: nn.Module, n_layers: int) -> tuple[MaskedParameter, ...]:
@@ -126,25 +126,17 @@ class WeightMasks(nn.Module, Mapping[str, Tensor]):
         self,
         model: nn.Module,
         sparsity: SparsityConfig,
-        *,
-        weight_density: float | None = None,
-        embedding_density: float | None = None,
-        bias_density: float | None = None,
+        **densities: float,
     ) -> None:
         """Choose all masks by magnitude and zero the rest of the model's parameters, in place.
 
-        The densities are those of `sparsity` unless others are given (while annealing).
+        The densities are those of `sparsity` unless others are given (while annealing), as
+        `weight_density`, `embedding_density` and `bias_density`.
         """
-        densities = {
-            "weight": sparsity.weight_density if weight_density is None else weight_density,
-            "embedding": sparsity.embedding_density
-            if embedding_density is None
-            else embedding_density,
-            "bias": sparsity.bias_density if bias_density is None else bias_density,
-        }
         parameters = dict(model.named_parameters())
         for group in groups(self.specs, sparsity.qkv_ranking):
-            density = densities[group[0].kind]
+            name = f"{group[0].kind}_density"
+            density = densities[name] if name in densities else getattr(sparsity, name)
             if density == 1:
                 for spec in group:
                     self[spec.name].fill_(True)
@@ -174,6 +166,23 @@ def n_kept(specs: tuple[MaskedParameter, ...], sizes: Mapping[str, int], density
     return kept_count(density, sum(sizes[spec.name] for spec in specs))
 
 
+def kept_beyond_density(
+    specs: tuple[MaskedParameter, ...], masks: Mapping[str, Tensor], sparsity: SparsityConfig
+) -> dict[str, int]:
+    """Give, for each group, how many entries its masks keep more than its density says.
+
+    All are 0 after `project_`; positive while the density is annealed; negative where weights were
+    zero when the masks were made from them, as in a released model.
+    """
+    gaps = {}
+    for group in groups(specs, sparsity.qkv_ranking):
+        sizes = {spec.name: masks[spec.name].numel() for spec in group}
+        density = getattr(sparsity, f"{group[0].kind}_density")
+        kept = sum(int(masks[spec.name].sum()) for spec in group)
+        gaps[group[0].name] = kept - n_kept(group, sizes, density)
+    return gaps
+
+
 def _choose(
     group: tuple[MaskedParameter, ...], tensors: list[Tensor], density: float, min_alive: int
 ) -> list[Tensor]:
@@ -183,7 +192,7 @@ def _choose(
         dim = group[0].alive_dim
         guard = 0 if dim is None else min_alive
         return [topk_mask(tensors[0], k, min_alive=guard, alive_dim=dim or 0)]
-    # W_Q, W_K and W_V have one shape, (head, d_model, d_head): ranked as one tensor of three.
+    # W_Q, W_K and W_V have one shape, (head, inputs, d_head): ranked as one tensor of three.
     dim = group[0].alive_dim
     assert dim is not None
     mask = topk_mask(torch.stack(tensors), k, min_alive=min_alive, alive_dim=dim + 1)
@@ -200,29 +209,29 @@ def check_budget(
             of a matrix' entries.
     """
     parameters = dict(model.named_parameters())
-    densities = {
-        "weight": sparsity.weight_density,
-        "embedding": sparsity.embedding_density,
-        "bias": sparsity.bias_density,
-    }
     for group in groups(specs, sparsity.qkv_ranking):
         sizes = {spec.name: parameters[spec.name].numel() for spec in group}
-        spec, density = group[0], densities[group[0].kind]
+        spec, density = group[0], getattr(sparsity, f"{group[0].kind}_density")
         k = n_kept(group, sizes, density)
         if k == 0 and spec.kind != "bias":
             raise ValueError(
                 f"{spec.kind}_density={density} keeps none of the {sizes[spec.name]} entries of "
                 f"{spec.name}. Raise it to at least {1 / sizes[spec.name]:.2g}."
             )
-        if spec.alive_dim is None or density == 1:
+        if spec.alive_dim is None:
             continue
         length = parameters[spec.name].shape[spec.alive_dim]
-        needed = sum(sizes.values()) // length * min(sparsity.min_alive, length)
-        if sparsity.min_alive > length or needed > k:
+        if sparsity.min_alive > length:
+            raise ValueError(
+                f"min_alive={sparsity.min_alive} can't be met: there are {length} weights into a "
+                f"neuron or channel, or out of it, in {spec.name}. Lower min_alive."
+            )
+        needed = sum(sizes.values()) // length * sparsity.min_alive
+        if needed > k:
             raise ValueError(
                 f"min_alive={sparsity.min_alive} can't be met: it protects {needed} entries of "
                 f"{spec.name}, but weight_density={density:g} keeps {k}. It needs weight_density "
-                f">= min_alive / d_model = {sparsity.min_alive / length:.3g}."
+                f">= min_alive / {length} = {sparsity.min_alive / length:.3g}."
             )
 
 

@@ -136,7 +136,8 @@ def _figure(arm: Arm) -> str:
         svg = draw_circuit(circuit, residual=residual_links(circuit))
     else:
         tokens = {}
-        reads = [n for n in explanation.nodes if n.site in ("attn_in", "mlp_in") and n.n_tokens]
+        reads = [n for n in explanation.nodes if n.site in ("attn_in", "mlp_in")]
+        reads = [n for n in reads if n.highest or n.lowest]
         n_lines = 4 if len(reads) <= 24 else 1
         for node in reads:
             some = dict(node.task_tokens) | dict(sorted(node.highest + node.lowest, key=_by_size))
@@ -149,6 +150,7 @@ def _figure(arm: Arm) -> str:
             tokens=tokens,
             logits=logits,
             d_head=explanation.d_head,
+            d_model=explanation.d_model,
         )
     return f'<figure><div class="wide" tabindex="0">{svg}</div>{_LEGEND}</figure>'
 

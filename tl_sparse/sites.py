@@ -101,6 +101,12 @@ class SiteMap:
         return sum(info.width for info in self.sites if info.site.name != "final_in")
 
 
+def n_position_channels(model: HookedTransformer) -> int:
+    """Give the number of channels that reads have behind those of the residual stream."""
+    sparsity = getattr(model, "sparsity", None)
+    return 0 if sparsity is None else sparsity.position_channels
+
+
 def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
     """Map a HookedTransformer, sparse or stock; `final` adds the input of the unembedding.
 
@@ -113,6 +119,7 @@ def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
             raise ValueError(f"site_map does not know models with cfg.{name}={getattr(cfg, name)}.")
     widths: dict[str, tuple[int, ...]] = dict.fromkeys(SITES, (cfg.d_model,))
     widths |= dict.fromkeys(("q", "k", "v"), (cfg.n_heads, cfg.d_head))
+    widths |= dict.fromkeys(("attn_in", "mlp_in"), (cfg.d_model + n_position_channels(model),))
     names = SITES[:-1]
     if cfg.attn_only:
         names = tuple(name for name in names if not name.startswith("mlp"))
@@ -150,7 +157,17 @@ def joint_matrix(model: HookedTransformer, joint: Joint) -> Float[Tensor, "sourc
         return weight
     if joint.target.name == "attn_out":  # W_O: head_index d_head d_model
         return weight.flatten(0, 1)
-    return weight.transpose(0, 1).flatten(1)  # W_Q, W_K, W_V: head_index d_model d_head
+    return weight.transpose(0, 1).flatten(1)  # W_Q, W_K, W_V: head_index inputs d_head
+
+
+def as_parameter(
+    model: HookedTransformer, joint: Joint, matrix: Float[Tensor, "source target"]
+) -> Float[Tensor, "..."]:
+    """Give a (source node, target node) matrix in the shape of the joint's parameter."""
+    shape = model.get_parameter(joint.weight).shape
+    if len(shape) == 2 or joint.target.name == "attn_out":
+        return matrix.reshape(shape)
+    return matrix.unflatten(1, (shape[0], shape[2])).transpose(0, 1)
 
 
 def interface_counts(
@@ -159,13 +176,15 @@ def interface_counts(
     """Count what touches kept nodes but is not an edge: interface weights and biases.
 
     The first number is the nonzero entries of W_E in the residual channels that kept nodes read and
-    of W_U in those that they write; the second the nonzero biases of kept nodes.
+    of W_U in those that they write; the second the nonzero biases of kept nodes. Position channels
+    are no residual channels: no token writes them.
     """
+    d_model = model.cfg.d_model
     reads: set[int] = set()
     writes: set[int] = set()
     for site, kept in channels.items():
         if site.name in ("attn_in", "mlp_in"):
-            reads.update(kept)
+            reads.update(channel for channel in kept if channel < d_model)
         if site.name in ("attn_out", "mlp_out"):
             writes.update(kept)
     n_in = int((model.embed.W_E.detach()[:, sorted(reads)] != 0).sum())

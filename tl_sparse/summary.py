@@ -87,6 +87,8 @@ def one_line(model: nn.Module, cfg: Any, sparsity: SparsityConfig) -> str:
         parts.append("AbsTopK at " + ", ".join(f"{s} {sparsity.site_density(s):g}" for s in sparse))
     if sparsity.bigram_table:
         parts.append("bigram table")
+    if sparsity.position_channels:
+        parts.append(f"{sparsity.position_channels} position channels")
     if cfg.use_attention_sinks:
         parts.append("sinks")
     return f"{type(model).__name__}({'; '.join(parts)})"

@@ -144,6 +144,8 @@ class _Run:
         self.seconds, self.sums, self.progress = 0.0, Sums(), progress
         if not self._resume() and config.anneal != "none":
             model.reopen_(config.seed)
+        if corpus.hash not in model.trained_on:
+            model.trained_on = (*model.trained_on, corpus.hash)
 
     # -- one step -----------------------------------------------------------------------------
 

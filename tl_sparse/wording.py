@@ -35,6 +35,9 @@ class ExplainedNode:
     site: str
     channel: int
     """For q, k, v it counts through the heads: head x d_head + channel in the head."""
+    position_channel: int | None = None
+    """Of a read that is not of the residual stream: its column in the table of positions; `highest`
+    and `lowest` then name positions."""
     head: int | None = None
     reference: float
     """What it would be set to outside the circuit."""
@@ -95,6 +98,8 @@ class Explanation:
     """The task's answer tokens; effects on the logits are in this order."""
     act_fn: str
     d_head: int
+    d_model: int
+    """Reads of channels from here on are of position channels."""
     nodes: tuple[ExplainedNode, ...] = field(repr=False)
     heads: tuple[ExplainedHead, ...] = field(repr=False)
     notes: tuple[str, ...] = field(repr=False)
@@ -103,15 +108,15 @@ class Explanation:
     def rows(self) -> list[dict[str, Any]]:
         """Give a table: one row for each step from a token or node to the next.
 
-        `kind` is "embedding" (W_E), "edge" (a weight of the circuit), "residual" (the identity: no
-        weight) or "unembedding" (W_U); of the embedding only the tokens that the text names.
+        `kind` is "embedding" (W_E), "position" (the table of positions), "edge" (a weight of the
+        circuit), "residual" (the identity: no weight) or "unembedding" (W_U); of the first two only
+        the tokens and positions that the text names.
         """
         rows = []
         for node in self.nodes:
             tokens = dict(node.task_tokens + node.highest + node.lowest)
-            here = [
-                ("embedding", token, None, weight) for token, weight in tokens.items() if weight
-            ]
+            kind = "embedding" if node.position_channel is None else "position"
+            here = [(kind, token, None, weight) for token, weight in tokens.items() if weight]
             here += [("residual", *_place(source), None) for source in node.written_by]
             here += [("edge", *_place(source), weight) for source, weight in node.inputs]
             rows += [_row(*source, *_place(node.node)) for source in here]
@@ -218,17 +223,20 @@ class _Text:
 
     def _read(self, node: ExplainedNode) -> Iterator[str]:
         gain = "" if node.gain == 1 else f", times its gain {node.gain:.3g}"
-        yield f"  reads channel {node.channel}{gain}"
+        position = node.position_channel
+        what = f"channel {node.channel}" if position is None else f"position channel {position}"
+        yield f"  reads {what}{gain}"
         if node.task_tokens and any(weight for _, weight in node.task_tokens):
             yield f"      tokens that decide the task: {_list(node.task_tokens)}"
         if node.n_tokens:
             yield f"      from the embeddings of {node.n_tokens:,} tokens"
+        if node.n_tokens or position is not None:
             for side, some in (("highest", node.highest), ("lowest", node.lowest)):
                 if some:
                     yield f"        {side}: {_list(some)}"
         if node.written_by:
             yield f"      written before by {', '.join(map(self.short, node.written_by))}"
-        if not node.n_tokens and not node.written_by:
+        if not node.n_tokens and not node.written_by and position is None:
             yield "      no token's embedding and no kept node writes here"
 
     def _look(self, head: ExplainedHead) -> Iterator[str]:
@@ -278,6 +286,8 @@ class _Text:
             return f"{site}{channel}" if site != "v" else f"head {head} v{channel}"
         if site == "mlp_neuron":
             return f"neuron {channel}"
+        if channel >= self.about.d_model and site in READ_SITES:
+            return f"position channel {channel - self.about.d_model}"
         return f"read {channel}" if site in READ_SITES else name
 
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAME
 from tl_sparse.checkpoints import load_model_folder, save_model_folder
 from tl_sparse.config import SparsityConfig
 from tl_sparse.hub import card, fetch_folder, push_folder
-from tl_sparse.masks import WeightMasks
+from tl_sparse.masks import WeightMasks, kept_beyond_density
 from tl_sparse.model.blocks import AttentionPath
 from tl_sparse.released import read_released, write_released
 
@@ -31,6 +31,8 @@ class StoredTransformer(HookedTransformer):
     sparsity: SparsityConfig
     weight_masks: WeightMasks
     attention: AttentionPath
+    trained_on: tuple[str, ...] = ()
+    """The hashes of the corpora that `train` saw, in order; saved with the model."""
 
     def save(self, folder: str | Path) -> None:
         """Write config, weights, masks and tokenizer to a folder, whole or not at all.
@@ -46,7 +48,15 @@ class StoredTransformer(HookedTransformer):
             parameters=dict(self.named_parameters()),
             masks=dict(self.weight_masks),
             tokenizer=self.tokenizer,
+            trained_on=self.trained_on,
+            masks_keep=self._masks_keep(),
         )
+
+    def _masks_keep(self) -> Literal["exact", "fewer", "more"]:
+        """Compare the masks with the densities, over all groups."""
+        masks = self.weight_masks
+        gaps = kept_beyond_density(masks.specs, masks, self.sparsity).values()
+        return "more" if max(gaps) > 0 else "fewer" if min(gaps) < 0 else "exact"
 
     @classmethod
     def load(cls: type[Model], folder: str | Path, *, device: str | None = None) -> Model:
@@ -67,6 +77,12 @@ class StoredTransformer(HookedTransformer):
         )
         saved.check_against(dict(model.named_parameters()), dict(model.weight_masks))
         model._fill_(saved.parameters, saved.masks)
+        if model._masks_keep() != saved.masks_keep:
+            raise ValueError(
+                f"{folder} does not match its config: beside what the densities say, its masks "
+                f"keep {model._masks_keep()} entries, and config.json says {saved.masks_keep}."
+            )
+        model.trained_on = saved.trained_on
         return model
 
     @torch.no_grad()
@@ -100,6 +116,8 @@ class StoredTransformer(HookedTransformer):
         """
         is_folder = Path(model_name).is_dir()
         if not is_folder and str(model_name) in _TRANSFORMER_LENS_NAMES:
+            given = {"revision": revision, "token": token}
+            kwargs |= {name: value for name, value in given.items() if value is not None}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return super().from_pretrained(str(model_name), *args, **kwargs)

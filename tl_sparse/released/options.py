@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "afrac_loctypes": "attn_in,attn_out,mlp_in,mlp_out",
     "tied_unembed": True,
     "enable_bigram_table": False,
+    "flash": True,
     "sink": False,
     "d_pos_emb": None,
     "use_tied_aux_matrix": False,
@@ -51,7 +52,6 @@ WITHOUT_EFFECT = frozenset(
         "dropout",  # concerns training
         "dropout_cat_pos_emb",
         "enable_sparse_kernels",
-        "flash",
         "grad_checkpointing",
         "learnable_bigram_table",
         "sinusoidal_cat_pos_emb",  # the positions themselves stand in the file
@@ -76,7 +76,6 @@ def read_options(given: dict[str, Any]) -> dict[str, Any]:
     _check_types(options)
     for name, only in (
         ("residual_activation_type", "identity"),
-        ("d_pos_emb", None),
         ("use_tied_aux_matrix", False),
     ):
         if options[name] != only:
@@ -146,7 +145,14 @@ def site_width(site: str, options: dict[str, Any]) -> int:
     """Give the number of channels at one of their sites."""
     if site in ("attn_q", "attn_k", "attn_v"):
         return options["n_head"] * options["d_head"]
+    if site in ("attn_in", "mlp_in"):
+        return read_width(options)
     return options["d_mlp"] if site == "mlp_neuron" else options["d_model"]
+
+
+def read_width(options: dict[str, Any]) -> int:
+    """Give the number of channels that attention and MLP read: positions may stand beside x."""
+    return options["d_model"] + (options["d_pos_emb"] or 0)
 
 
 def shape_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def shape_of(options: dict[str, Any]) -> dict[str, Any]:
         "act_fn": options["activation_type"],
         "normalization_type": "RMS" if options["rms_norm"] else "LN",
         "eps": RMS_EPS if options["rms_norm"] else LAYER_NORM_EPS,
-        "positional_embedding_type": "standard",
+        "positional_embedding_type": "none" if options["d_pos_emb"] else "standard",
         "use_attention_sinks": options["sink"],
         "default_prepend_bos": False,
         "device": "cpu",

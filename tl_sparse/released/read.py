@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_sparse.checkpoints import read_json
 from tl_sparse.config import SparsityConfig
-from tl_sparse.released.options import read_options, shape_of, site_densities
+from tl_sparse.released.options import read_options, read_width, shape_of, site_densities
 from tl_sparse.tokenizer import read_bpe
 
 
@@ -40,6 +40,8 @@ def read_released(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> 
         raise ValueError(f"There is no folder {folder} to load a released model from.")
     options = read_options(read_json(folder / "beeg_config.json"))
     state = _read_state(folder / "final_model.pt")
+    if not options["flash"] and not any(name.endswith("sink_logit") for name in state):
+        options["sink"] = False  # their slow attention has no sinks, whatever is asked for
     parameters = {name: tensor.to(dtype) for name, tensor in _translate(options, state)}
     cfg = shape_of(options) | {"dtype": dtype}
     if not parameters["pos_embed.W_pos"].any():
@@ -65,23 +67,26 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _expected(options: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Give name and shape of every tensor that a model with these options stores."""
     d_model, d_mlp, d_vocab = options["d_model"], options["d_mlp"], options["vocab_size"]
-    inner = options["n_head"] * options["d_head"]
+    inner, d_read = options["n_head"] * options["d_head"], read_width(options)
+    d_position = options["d_pos_emb"] or d_model
     shapes: dict[str, tuple[int, ...]] = {
         "transformer.wte.weight": (d_vocab, d_model),
-        "transformer.wpe.weight": (options["block_size"], d_model),
+        "transformer.wpe.weight": (options["block_size"], d_position),
         "lm_head.weight": (d_vocab, d_model),
         "final_logits_bias": (d_vocab,),
     }
     if options["enable_bigram_table"]:
         shapes["bigram_table"] = (d_vocab, d_vocab)
-    norms = ["transformer.ln_f"]
+    norms = {"transformer.ln_f": d_model}
     for layer in range(options["n_layer"]):
         block = f"transformer.h.{layer}"
-        norms += [f"{block}.ln_1", f"{block}.ln_2"]
+        norms |= {f"{block}.ln_1": d_model, f"{block}.ln_2": d_model}
+        if options["d_pos_emb"]:
+            norms |= {f"{block}.ln_p1": d_position, f"{block}.ln_p2": d_position}
         for name, n_out, n_in in (
-            ("attn.c_attn", 3 * inner, d_model),
+            ("attn.c_attn", 3 * inner, d_read),
             ("attn.c_proj", d_model, inner),
-            ("mlp.c_fc", d_mlp, d_model),
+            ("mlp.c_fc", d_mlp, d_read),
             ("mlp.c_proj", d_model, d_mlp),
         ):
             shapes[f"{block}.{name}.weight"] = (n_out, n_in)
@@ -89,10 +94,10 @@ def _expected(options: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                 shapes[f"{block}.{name}.bias"] = (n_out,)
         if options["sink"]:
             shapes[f"{block}.attn.attn_imp.sink_logit"] = (options["n_head"],)
-    for norm in norms:
-        shapes[f"{norm}.weight"] = (d_model,)
+    for norm, width in norms.items():
+        shapes[f"{norm}.weight"] = (width,)
         if options["ln_bias"] and not options["rms_norm"]:
-            shapes[f"{norm}.bias"] = (d_model,)
+            shapes[f"{norm}.bias"] = (width,)
     return shapes
 
 
@@ -136,40 +141,57 @@ def _checked(options: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Ten
 def _translate(options: dict[str, Any], state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Give all parameters under TransformerLens' names, absent biases as zeros."""
     state = _checked(options, state)
-    n_heads, d_head, d_model = options["n_head"], options["d_head"], options["d_model"]
-
-    def bias(name: str, size: int) -> Tensor:
-        return state.get(f"{name}.bias", torch.zeros(size)).clone()
-
-    def norm(name: str, ours: str) -> Iterator[tuple[str, Tensor]]:
-        yield f"{ours}.w", state[f"{name}.weight"].clone()
-        if not options["rms_norm"]:
-            yield f"{ours}.b", bias(name, d_model)
-
+    positions = state["transformer.wpe.weight"]
     yield "embed.W_E", state["transformer.wte.weight"].clone()
-    yield "pos_embed.W_pos", state["transformer.wpe.weight"].clone()
+    if options["d_pos_emb"]:
+        yield "positions.table", positions.clone()
+        positions = torch.zeros(options["block_size"], options["d_model"])
+    yield "pos_embed.W_pos", positions.clone()
     yield "unembed.W_U", state["lm_head.weight"].T.clone()
     yield "unembed.b_U", state["final_logits_bias"].clone()
     if options["enable_bigram_table"]:
         yield "bigram.table", state["bigram_table"].clone()
     for layer in range(options["n_layer"]):
-        theirs, ours = f"transformer.h.{layer}", f"blocks.{layer}"
-        yield from norm(f"{theirs}.ln_1", f"{ours}.ln1")
-        yield from norm(f"{theirs}.ln_2", f"{ours}.ln2")
-        weights = state[f"{theirs}.attn.c_attn.weight"].view(3, n_heads, d_head, d_model)
-        biases = bias(f"{theirs}.attn.c_attn", 3 * n_heads * d_head).view(3, n_heads, d_head)
-        for name, weight, b in zip("QKV", weights, biases, strict=True):
-            yield f"{ours}.attn.W_{name}", weight.transpose(1, 2).clone()
-            yield f"{ours}.attn.b_{name}", b.clone()
-        weight = state[f"{theirs}.attn.c_proj.weight"]
-        yield f"{ours}.attn.W_O", weight.T.reshape(n_heads, d_head, d_model).clone()
-        yield f"{ours}.attn.b_O", bias(f"{theirs}.attn.c_proj", d_model)
-        if options["sink"]:
-            yield f"{ours}.attn.sinks", state[f"{theirs}.attn.attn_imp.sink_logit"].clone()
-        for name, matrix, size in (("in", "c_fc", options["d_mlp"]), ("out", "c_proj", d_model)):
-            yield f"{ours}.mlp.W_{name}", state[f"{theirs}.mlp.{matrix}.weight"].T.clone()
-            yield f"{ours}.mlp.b_{name}", bias(f"{theirs}.mlp.{matrix}", size)
-    yield from norm("transformer.ln_f", "ln_final")
+        yield from _translate_block(options, state, layer)
+    yield from _norm(options, state, "transformer.ln_f", "ln_final")
+
+
+def _translate_block(
+    options: dict[str, Any], state: dict[str, Tensor], layer: int
+) -> Iterator[tuple[str, Tensor]]:
+    n_heads, d_head, d_model = options["n_head"], options["d_head"], options["d_model"]
+    theirs, ours = f"transformer.h.{layer}", f"blocks.{layer}"
+    yield from _norm(options, state, f"{theirs}.ln_1", f"{ours}.ln1")
+    yield from _norm(options, state, f"{theirs}.ln_2", f"{ours}.ln2")
+    if options["d_pos_emb"]:
+        yield from _norm(options, state, f"{theirs}.ln_p1", f"{ours}.ln1_positions")
+        yield from _norm(options, state, f"{theirs}.ln_p2", f"{ours}.ln2_positions")
+    weights = state[f"{theirs}.attn.c_attn.weight"].view(3, n_heads, d_head, -1)
+    biases = _bias(state, f"{theirs}.attn.c_attn", 3 * n_heads * d_head).view(3, n_heads, d_head)
+    for name, weight, b in zip("QKV", weights, biases, strict=True):
+        yield f"{ours}.attn.W_{name}", weight.transpose(1, 2).clone()
+        yield f"{ours}.attn.b_{name}", b.clone()
+    weight = state[f"{theirs}.attn.c_proj.weight"]
+    yield f"{ours}.attn.W_O", weight.T.reshape(n_heads, d_head, d_model).clone()
+    yield f"{ours}.attn.b_O", _bias(state, f"{theirs}.attn.c_proj", d_model)
+    if options["sink"]:
+        yield f"{ours}.attn.sinks", state[f"{theirs}.attn.attn_imp.sink_logit"].clone()
+    for name, matrix, size in (("in", "c_fc", options["d_mlp"]), ("out", "c_proj", d_model)):
+        yield f"{ours}.mlp.W_{name}", state[f"{theirs}.mlp.{matrix}.weight"].T.clone()
+        yield f"{ours}.mlp.b_{name}", _bias(state, f"{theirs}.mlp.{matrix}", size)
+
+
+def _bias(state: dict[str, Tensor], name: str, size: int) -> Tensor:
+    return state.get(f"{name}.bias", torch.zeros(size)).clone()
+
+
+def _norm(
+    options: dict[str, Any], state: dict[str, Tensor], name: str, ours: str
+) -> Iterator[tuple[str, Tensor]]:
+    gain = state[f"{name}.weight"]
+    yield f"{ours}.w", gain.clone()
+    if not options["rms_norm"]:
+        yield f"{ours}.b", _bias(state, name, len(gain))
 
 
 def _sparsity(options: dict[str, Any], parameters: Mapping[str, Tensor]) -> SparsityConfig:
@@ -194,4 +216,5 @@ def _sparsity(options: dict[str, Any], parameters: Mapping[str, Tensor]) -> Spar
         activation_density=site_densities(options) or 1.0,
         qkv_ranking="joint",
         bigram_table=options["enable_bigram_table"],
+        position_channels=options["d_pos_emb"] or 0,
     )

@@ -94,6 +94,7 @@ def _options_of(cfg: HookedTransformerConfig, sparsity: SparsityConfig) -> dict[
         "tied_unembed": False,
         "enable_bigram_table": sparsity.bigram_table,
         "learnable_bigram_table": True,
+        "d_pos_emb": sparsity.position_channels or None,
         "flash": True,
         "sink": bool(cfg.use_attention_sinks),
     }
@@ -106,12 +107,12 @@ def _afrac(sparsity: SparsityConfig, options: dict[str, Any]) -> dict[str, Any]:
     sparse = {site: density for site, density in sparse.items() if density < 1}
     if not sparse:
         return {"afrac": None}
-    wanted = {site: kept_count(d, site_width(site, options)) for site, d in sparse.items()}
-    for candidate in sorted(set(sparse.values())):
-        for afrac in (candidate, math.nextafter(candidate, 1.0)):
-            kept = {site: int(afrac * site_width(site, options)) for site in sparse}
-            if kept == wanted:
-                return {"afrac": afrac, "afrac_loctypes": ",".join(sparse)}
+    widths = {site: site_width(site, options) for site in sparse}
+    wanted = {site: kept_count(density, widths[site]) for site, density in sparse.items()}
+    least = max(wanted[site] / width for site, width in widths.items())
+    for afrac in (least, math.nextafter(least, 1.0)):  # rounding may leave the product just short
+        if {site: int(afrac * width) for site, width in widths.items()} == wanted:
+            return {"afrac": afrac, "afrac_loctypes": ",".join(sparse)}
     raise ValueError(
         "The released format has one fraction for AbsTopK at all its sites, and none keeps "
         f"{', '.join(f'{n} channels at {site}' for site, n in wanted.items())}."
@@ -123,34 +124,47 @@ def _state_of(
 ) -> Iterator[tuple[str, Tensor]]:
     """Give their state dict of our parameters."""
     given = {name: tensor.detach().cpu() for name, tensor in parameters.items()}
-
-    def norm(ours: str, theirs: str) -> Iterator[tuple[str, Tensor]]:
-        like = given["embed.W_E"].new_ones(options["d_model"])
-        yield f"{theirs}.weight", given.get(f"{ours}.w", like).clone()
-        if not options["rms_norm"]:
-            yield f"{theirs}.bias", given.get(f"{ours}.b", torch.zeros_like(like)).clone()
-
     if options["enable_bigram_table"]:
         yield "bigram_table", given["bigram.table"].clone()
     yield "final_logits_bias", given["unembed.b_U"].clone()
     yield "transformer.wte.weight", given["embed.W_E"].clone()
-    yield "transformer.wpe.weight", given["pos_embed.W_pos"].clone()
+    positions = given["positions.table" if options["d_pos_emb"] else "pos_embed.W_pos"]
+    yield "transformer.wpe.weight", positions.clone()
     for layer in range(options["n_layer"]):
-        theirs, ours = f"transformer.h.{layer}", f"blocks.{layer}"
-        yield from norm(f"{ours}.ln1", f"{theirs}.ln_1")
-        weights = [given[f"{ours}.attn.W_{name}"].transpose(1, 2) for name in "QKV"]
-        biases = [given[f"{ours}.attn.b_{name}"] for name in "QKV"]
-        yield f"{theirs}.attn.c_attn.weight", torch.stack(weights).flatten(0, 2).clone()
-        yield f"{theirs}.attn.c_attn.bias", torch.stack(biases).flatten().clone()
-        out = given[f"{ours}.attn.W_O"].flatten(0, 1).T
-        yield f"{theirs}.attn.c_proj.weight", out.contiguous().clone()
-        yield f"{theirs}.attn.c_proj.bias", given[f"{ours}.attn.b_O"].clone()
-        if options["sink"]:
-            yield f"{theirs}.attn.attn_imp.sink_logit", given[f"{ours}.attn.sinks"].clone()
-        yield from norm(f"{ours}.ln2", f"{theirs}.ln_2")
-        for name, matrix in (("in", "c_fc"), ("out", "c_proj")):
-            weight = given[f"{ours}.mlp.W_{name}"].T.contiguous()
-            yield f"{theirs}.mlp.{matrix}.weight", weight.clone()
-            yield f"{theirs}.mlp.{matrix}.bias", given[f"{ours}.mlp.b_{name}"].clone()
-    yield from norm("ln_final", "transformer.ln_f")
+        yield from _state_of_block(options, given, layer)
+    yield from _norm(options, given, "ln_final", "transformer.ln_f", options["d_model"])
     yield "lm_head.weight", given["unembed.W_U"].T.contiguous().clone()
+
+
+def _state_of_block(
+    options: dict[str, Any], given: Mapping[str, Tensor], layer: int
+) -> Iterator[tuple[str, Tensor]]:
+    theirs, ours = f"transformer.h.{layer}", f"blocks.{layer}"
+    weights = [given[f"{ours}.attn.W_{name}"].transpose(1, 2) for name in "QKV"]
+    biases = [given[f"{ours}.attn.b_{name}"] for name in "QKV"]
+    yield f"{theirs}.attn.c_attn.weight", torch.stack(weights).flatten(0, 2).clone()
+    yield f"{theirs}.attn.c_attn.bias", torch.stack(biases).flatten().clone()
+    out = given[f"{ours}.attn.W_O"].flatten(0, 1).T
+    yield f"{theirs}.attn.c_proj.weight", out.contiguous().clone()
+    yield f"{theirs}.attn.c_proj.bias", given[f"{ours}.attn.b_O"].clone()
+    if options["sink"]:
+        yield f"{theirs}.attn.attn_imp.sink_logit", given[f"{ours}.attn.sinks"].clone()
+    for name, matrix in (("in", "c_fc"), ("out", "c_proj")):
+        weight = given[f"{ours}.mlp.W_{name}"].T.contiguous()
+        yield f"{theirs}.mlp.{matrix}.weight", weight.clone()
+        yield f"{theirs}.mlp.{matrix}.bias", given[f"{ours}.mlp.b_{name}"].clone()
+    for i in (1, 2):
+        yield from _norm(options, given, f"{ours}.ln{i}", f"{theirs}.ln_{i}", options["d_model"])
+        if options["d_pos_emb"]:
+            names = f"{ours}.ln{i}_positions", f"{theirs}.ln_p{i}"
+            yield from _norm(options, given, *names, options["d_pos_emb"])
+
+
+def _norm(
+    options: dict[str, Any], given: Mapping[str, Tensor], ours: str, theirs: str, width: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Give a norm's gain and bias; one that has none gets ones and zeros."""
+    ones = given["embed.W_E"].new_ones(width)
+    yield f"{theirs}.weight", given.get(f"{ours}.w", ones).clone()
+    if not options["rms_norm"]:
+        yield f"{theirs}.bias", given.get(f"{ours}.b", torch.zeros_like(ones)).clone()

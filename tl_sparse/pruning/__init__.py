@@ -1,0 +1,16 @@
+"""`prune`: find the nodes that a task needs, and the single weights between them.
+
+In the order of a call:
+
+- `trial`: how a selection of nodes and edges is run and judged,
+- `learning`: masks learned with a straight-through step, first on nodes, then on edges,
+- `sizes`: the smallest of the nested selections on the way that reaches the target,
+- `cleanup`: what the target does not need goes, one by one, in pairs, and by exchange,
+- `prune`: the stages in a row, and the circuit that comes of them.
+"""
+
+from tl_sparse.pruning.cleanup import CleanUp
+from tl_sparse.pruning.prune import TaskGateError, UnreachableTargetError, prune
+from tl_sparse.pruning.trial import Trial, evaluate
+
+__all__ = ["CleanUp", "TaskGateError", "Trial", "UnreachableTargetError", "evaluate", "prune"]

@@ -1,0 +1,141 @@
+"""Masks learned with a straight-through step: one tau in [-1, 1] for each node, or for each edge.
+
+Gao et al. 2025 (arXiv 2511.13653, A.5): the gate of a node is [tau > 0], its gradient that of a
+sigmoid; AdamW minimises task loss + price x (number of gates that are on); tau is clamped after
+each step. Edges, one for each nonzero weight between the nodes that are kept, are learned alike.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tl_sparse.circuit import Site
+from tl_sparse.config import PruningConfig
+from tl_sparse.functional import heaviside
+from tl_sparse.pruning.trial import Trial
+from tl_sparse.selection import Selection
+from tl_sparse.sites import Joint
+
+Key = TypeVar("Key")
+
+
+def learn_nodes(trial: Trial, config: PruningConfig, progress: bool) -> dict[Site, Tensor]:
+    """Learn a tau for every node of the model."""
+    generator = torch.Generator().manual_seed(config.seed)
+    taus: dict[Site, Tensor] = {}
+    for info in trial.sites.sites:
+        if config.tie_qk and info.site.name == "k":
+            taus[info.site] = taus[Site(info.site.layer, "q")]
+            continue
+        taus[info.site] = _initial(info.width, trial, config, generator)
+    return _learn(trial, taus, trial.running, config.n_steps, config, generator, progress, "nodes")
+
+
+def learn_edges(
+    trial: Trial, selection: Selection, config: PruningConfig, progress: bool
+) -> dict[Joint, Tensor]:
+    """Learn a tau for every kept edge, in the order of the mask's true entries.
+
+    With q and k tied the two ends of a channel's edges are learned apart; the rule for dropped
+    nodes keeps the pair together.
+    """
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    nodes = selection.node_gates(trial.like)
+    places = {j: kept.nonzero(as_tuple=True) for j, kept in selection.edges.items() if kept.any()}
+    taus = {j: _initial(len(p[0]), trial, config, generator) for j, p in places.items()}
+    if not taus:
+        return {}
+
+    def run(gates: Mapping[Joint, Tensor]) -> AbstractContextManager[Any]:
+        edges = {
+            joint: torch.ones_like(trial.weights[joint], dtype=gate.dtype).index_put(
+                places[joint], gate
+            )
+            for joint, gate in gates.items()
+        }
+        return trial.running(nodes, edges)
+
+    steps = config.n_edge_steps
+    return _learn(trial, taus, run, steps, config, generator, progress, "edges")
+
+
+def _initial(n: int, trial: Trial, config: PruningConfig, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(n, generator=generator) * config.init_noise_scale
+    tau = (noise + config.init_noise_bias).clamp(-1, 1)
+    return tau.to(trial.like).requires_grad_()
+
+
+def _learn(
+    trial: Trial,
+    taus: dict[Key, Tensor],
+    run: Callable[[dict[Key, Tensor]], AbstractContextManager[Any]],
+    n_steps: int,
+    config: PruningConfig,
+    generator: torch.Generator,
+    progress: bool,
+    what: str,
+) -> dict[Key, Tensor]:
+    task, device = trial.task, trial.like.device
+    optimizer = torch.optim.AdamW(
+        list({id(tau): tau for tau in taus.values()}.values()),
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )
+    bar = tqdm(range(n_steps), desc=f"{task.name}: {what}", disable=not progress, mininterval=0.5)
+    order = torch.empty(0, dtype=torch.long)
+    price = _Price(config)
+    for step in bar:
+        if len(order) < config.batch_size:
+            order = torch.cat(
+                [order, torch.randperm(task.n_examples("train"), generator=generator)]
+            )
+        chosen, order = order[: config.batch_size], order[config.batch_size :]
+        batch = task.batch("train", chosen.tolist()).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, n_steps, config)
+        gates = {key: heaviside(tau, config.heaviside_temperature) for key, tau in taus.items()}
+        n_on = torch.stack([gate.sum() for gate in gates.values()]).sum()
+        with run(gates):
+            loss = task.loss(task.logits(trial.model, batch), batch)
+        optimizer.zero_grad()
+        (loss + price.now * n_on).backward()
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.gradient_clip)
+        optimizer.step()
+        with torch.no_grad():
+            for tau in taus.values():
+                tau.clamp_(-1, 1)
+        price.update(loss.item())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", on=int(n_on))
+    return {key: tau.detach() for key, tau in taus.items()}
+
+
+class _Price:
+    """The price of a node or edge: `k_coef`, or one that follows the loss towards the target.
+
+    The adaptive price rises while the loss is under the target and falls while it is over, at most
+    5 % a step: dual ascent on "fewest nodes subject to loss <= target". One rule then serves models
+    whose good prices lie far apart.
+    """
+
+    def __init__(self, config: PruningConfig) -> None:
+        self.target, self.adaptive = config.target_loss, config.k_coef == "adaptive"
+        self.now = 1e-3 if config.k_coef == "adaptive" else config.k_coef
+
+    def update(self, loss: float) -> None:
+        if self.adaptive:
+            excess = max(-1.0, min(1.0, loss / self.target - 1))
+            self.now = min(max(self.now * math.exp(-0.05 * excess), 1e-7), 1e-1)
+
+
+def _learning_rate(step: int, n_steps: int, config: PruningConfig) -> float:
+    done, warmup = step / n_steps, config.warmup_fraction
+    if done < warmup:
+        return config.learning_rate * (step + 1) / (warmup * n_steps + 1)
+    return config.learning_rate * (1 - done) / (1 - warmup) if warmup < 1 else config.learning_rate

@@ -1,0 +1,223 @@
+"""`prune`: the stages in a row, and the circuit that comes of them.
+
+Node pruning of Gao et al. 2025 (arXiv 2511.13653, section 2.2 and A.5), then what its authors say
+would be better, the same on single edges, and the clean-up that they did by hand:
+
+1. gate: a task that the whole model can't do is not pruned,
+2. nodes: learn a mask on every node; of the nested selections on the way take the smallest that
+   reaches the target on the *validation* examples,
+3. edges: learn a mask on every nonzero weight between these nodes, and choose the size alike. A cut
+   edge shows its target the source's reference value,
+4. clean up: take out, put back, and take out again until nothing can go,
+5. report on the *test* examples.
+"""
+
+import math
+import time
+from typing import Any
+
+from transformer_lens import HookedTransformer
+
+from tl_sparse.ablation import References
+from tl_sparse.checkpoints import versions
+from tl_sparse.circuit import Circuit, edge_order
+from tl_sparse.config import PruningConfig
+from tl_sparse.pruning.cleanup import CleanUp
+from tl_sparse.pruning.learning import learn_edges, learn_nodes
+from tl_sparse.pruning.sizes import Curve, choose_edges, choose_nodes
+from tl_sparse.pruning.trial import Trial, evaluate
+from tl_sparse.selection import Selection
+from tl_sparse.sites import interface_counts, site_map
+from tl_sparse.tasks import Task
+
+
+class TaskGateError(ValueError):
+    """The whole model is not accurate enough on the task for its circuit to mean anything.
+
+    `losses` are the whole model's, under the names of `Circuit.losses`.
+    """
+
+    def __init__(self, message: str, losses: dict[str, float]) -> None:
+        super().__init__(message)
+        self.losses = losses
+
+
+class UnreachableTargetError(ValueError):
+    """No circuit on the path reaches the target loss.
+
+    `best_loss` is the lowest one found, on the validation examples; `losses` are the whole model's.
+    """
+
+    def __init__(self, message: str, best_loss: float, losses: dict[str, float]) -> None:
+        super().__init__(message)
+        self.best_loss, self.losses = best_loss, losses
+
+
+def prune(
+    model: HookedTransformer,
+    task: Task,
+    references: References,
+    config: PruningConfig | None = None,
+    *,
+    force: bool = False,
+    progress: bool = True,
+) -> Circuit:
+    """Find the circuit of a task in a model; the model is left as it was.
+
+    `references` are the values that cut nodes take (`ablation.references`). `force` goes on with a
+    task that fails the gate and marks the circuit as forced. Ctrl-C once the nodes are found ends
+    the search and gives the smallest circuit found so far, with `"interrupted"` in its provenance.
+
+    Raises:
+        TaskGateError: If the model's accuracy on the test examples is below `config.min_accuracy`.
+        UnreachableTargetError: If no circuit on the path reaches `config.target_loss`.
+        ValueError: If the references belong to another model, or activations are NaN.
+    """
+    config = config or PruningConfig()
+    references.check(model)
+    sites = site_map(model, final=config.mask_final)
+    whole = _whole_model(model, task)
+    accurate = whole["model_test_accuracy"] >= config.min_accuracy
+    if not accurate and not force:
+        raise TaskGateError(
+            f"The model answers {whole['model_test_accuracy']:.1%} of the test prompts of "
+            f"{task.name} right, less than the gate of {config.min_accuracy:.0%}: a "
+            "circuit for it would mean little. Train longer or wider, choose another task, or pass "
+            "force=True.",
+            whole,
+        )
+    required = [p for p in model.parameters() if p.requires_grad]
+    for parameter in required:
+        parameter.requires_grad_(False)
+    try:
+        search = _Search(Trial(model, task, sites, references), config, progress)
+        search.nodes(whole)
+        search.refine()
+        with search.trial.only(search.best):
+            losses = {"validation": evaluate(model, task, "validation")[0]}
+            losses["test"], losses["test_accuracy"] = evaluate(model, task, "test")
+    finally:
+        for parameter in required:
+            parameter.requires_grad_(True)
+    return _circuit(search, losses=whole | losses, forced=not accurate)
+
+
+class _Search:
+    """The stages of one call; `best` is the smallest selection so far that meets the target."""
+
+    best: Selection
+
+    def __init__(self, trial: Trial, config: PruningConfig, progress: bool) -> None:
+        self.trial, self.config, self.progress = trial, config, progress
+        self.stages: list[dict[str, Any]] = []
+        self.curve: Curve = []
+        self.edge_curve: Curve = []
+        self.interrupted = False
+
+    def nodes(self, whole: dict[str, float]) -> None:
+        """Find the nodes, with every weight between them."""
+        config, began = self.config, time.perf_counter()
+        self.node_taus = learn_nodes(self.trial, config, self.progress)
+        chosen, self.curve = choose_nodes(
+            self.trial,
+            self.node_taus,
+            config.target_loss,
+            tie_qk=config.tie_qk,
+            progress=self.progress,
+        )
+        if chosen is None:
+            best = min(loss for _, loss in self.curve)
+            raise UnreachableTargetError(
+                f"No circuit for {self.trial.task.name} reaches a loss of {config.target_loss}: "
+                f"the lowest on the path is {best:.4f}. Raise target_loss, or search longer "
+                "(n_steps).",
+                best,
+                whole,
+            )
+        self._stage("nodes", chosen, began)
+
+    def refine(self) -> None:
+        """Cut single edges, then clean up; Ctrl-C keeps what there is."""
+        clean_up: CleanUp | None = None
+        pool, edge_taus = self.best, {}
+        try:
+            if self.config.edges:
+                began = time.perf_counter()
+                edge_taus = learn_edges(self.trial, pool, self.config, self.progress)
+                chosen, self.edge_curve = choose_edges(
+                    self.trial, pool, edge_taus, self.config.target_loss, progress=self.progress
+                )
+                self._stage("edges", chosen, began)
+            if self.config.drop_one:
+                began = time.perf_counter()
+                args = (self.best, pool, self.node_taus, edge_taus, self.config, self.progress)
+                clean_up = CleanUp(self.trial, *args)
+                self._stage("clean_up", clean_up.run(), began)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.best = self.best if clean_up is None else clean_up.best
+
+    def _stage(self, name: str, selection: Selection, began: float) -> None:
+        self.best = selection
+        self.stages.append(
+            {
+                "stage": name,
+                "n_nodes": selection.n_nodes,
+                "n_edges": selection.n_edges,
+                "seconds": round(time.perf_counter() - began, 2),
+            }
+        )
+
+
+def _whole_model(model: HookedTransformer, task: Task) -> dict[str, float]:
+    longest = getattr(task, "longest", 0)
+    if longest > model.cfg.n_ctx:
+        raise ValueError(
+            f"The task {task.name} has a prompt of {longest} tokens; the model reads at most "
+            f"{model.cfg.n_ctx}."
+        )
+    validation, _ = evaluate(model, task, "validation")
+    test, accuracy = evaluate(model, task, "test")
+    if not math.isfinite(validation + test):
+        raise ValueError(f"The model's logits on {task.name} are NaN or infinite.")
+    return {
+        "model_validation": validation,
+        "model_test": test,
+        "model_test_accuracy": accuracy,
+    }
+
+
+def _circuit(search: _Search, *, losses: dict[str, float], forced: bool) -> Circuit:
+    trial, selection, config = search.trial, search.best, search.config
+    references = trial.references
+    channels = {
+        site: tuple(kept.nonzero().flatten().tolist()) for site, kept in selection.nodes.items()
+    }
+    n_interface, n_biases = interface_counts(trial.model, channels)
+    provenance = {
+        "pruning": config.to_dict(),
+        "references": dict(references.provenance),
+        "versions": versions(),
+        "stages": [{k: v for k, v in stage.items() if k != "seconds"} for stage in search.stages],
+    }
+    if search.interrupted:
+        provenance["interrupted"] = True
+    return Circuit(
+        nodes=tuple(selection.node_list()),
+        edges=tuple(sorted(selection.edge_list(trial.model), key=edge_order)),
+        references={
+            info.site: tuple(references.values[info.site].tolist()) for info in trial.sites.sites
+        },
+        task=trial.task.name,
+        model_hash=references.model_hash,
+        ablation=references.ablation,
+        tie_qk=config.tie_qk,
+        target_loss=config.target_loss,
+        losses=losses,
+        forced=forced,
+        curve=tuple(search.curve),
+        edge_curve=tuple(search.edge_curve),
+        n_interface=n_interface,
+        n_biases=n_biases,
+        provenance=provenance,
+    )
