@@ -30,7 +30,7 @@ help:  ## list these commands
 demo: $(STAMP)  ## text -> sparse model -> circuit, in demo/ (stages that are there are kept)
 	$(BIN)/tl-sparse demo
 
-test: $(STAMP)  ## the tests and the docstring examples, once (PYTEST_ARGS="-n 2 -k masks")
+test: $(STAMP)  ## the tests and the docstring examples, once (PYTEST_ARGS="-n 2 --dist loadfile")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-host: $(STAMP)  ## TransformerLens' own tests with our class in place of theirs (10 minutes; needs PyPI)

@@ -130,7 +130,7 @@ def main() -> None:
     print(table(rows))
     git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    found = {"commit": commit, "hook": HOOK, "rows": rows}
+    found = {"commit": commit, "corpus": corpus.hash, "hook": HOOK, "rows": rows}
     write_text(args.out, json.dumps(found, indent=1) + "\n")
     page = args.out.with_suffix(".md")
     if page.is_file():

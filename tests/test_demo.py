@@ -23,7 +23,9 @@ TINY = DemoSettings(
     sparsity=SparsityConfig(weight_density=0.1, activation_density=0.25, bigram_table=True),
     sparse_training=TRAINING,
     dense_training=TRAINING,
-    pruning=PruningConfig(n_steps=4, batch_size=8, target_loss=0.9, min_accuracy=0.0),
+    pruning=PruningConfig(
+        n_steps=4, n_edge_steps=4, drop_one=False, batch_size=8, target_loss=0.9, min_accuracy=0.0
+    ),
     n_reference_tokens=2048,
 )
 

@@ -31,9 +31,8 @@ class HostileTokens:
     texts = (HOSTILE, "a", "b", "\0", "\u202e", "<b>", "x")
 
     def encode(self, text, add_special_tokens=False):
-        return (
-            [self.texts.index(text)] if text in self.texts else [self.texts.index(c) for c in text]
-        )
+        found = re.findall("|".join(map(re.escape, self.texts)), text)
+        return [self.texts.index(token) for token in found]
 
     def decode(self, ids):
         return "".join(self.texts[i] for i in ids)

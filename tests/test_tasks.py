@@ -65,14 +65,49 @@ def test_the_last_tokens_logits_are_those_of_the_whole_forward_pass():
     [
         ({"test": []}, "has no test pairs"),
         ({"test": [Pair(("ab", "q"), ("d", "e"))]}, "has the prompt 'ab' in train and in test"),
-        ({"test": [Pair(("q", "q"), ("d", "e"))]}, "has one prompt twice"),
+        ({"test": [Pair(("q", "q"), ("d", "e"))]}, "has a pair with one prompt twice"),
         ({"test": [Pair(("q", "r"), ("d", "ef"))]}, "answer 'ef' to be one token.*makes 2"),
         ({"test": [Pair(("", "r"), ("d", "e"))]}, "a prompt without any token"),
+        ({"test": [Pair(("q", "r"), ("d", "d"))]}, "has a pair with one answer twice: 'd' after"),
+        ({"held_out": [Pair(("q", "ab"), ("d", "e"))]}, "the prompt 'ab' in train and in held_out"),
     ],
 )
 def test_bad_pairs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         a_task(**changes)
+
+
+class Merging(Letters):
+    """Two a's in a row are one token, wherever they stand."""
+
+    def encode(self, text, add_special_tokens=True):
+        return [ord(c) - 97 for c in text.replace("aa", "z")]
+
+
+def test_an_answer_that_grows_together_with_a_prompt_is_refused():
+    pairs: dict[Any, list[Pair]] = {
+        split: [Pair((x + "b", x + "c"), ("a", "e"))]
+        for split, x in zip(tasks.SPLITS, "klmn", strict=True)
+    }
+    assert PairTask("merged", pairs, tokenizer=Merging()).n_examples("held_out") == 1
+    pairs["test"] = [Pair(("ma", "mc"), ("a", "e"))]
+    message = "answer 'a' to be the next token after 'ma'.*cuts the two together into .'m', 'z'"
+    with pytest.raises(ValueError, match=message):
+        PairTask("merged", pairs, tokenizer=Merging())
+
+
+def test_equal_lengths_counts_tokens_of_the_two_prompts_of_each_pair():
+    assert not a_task().equal_lengths
+    pair = Pair(("bb", "bcb"), ("d", "e"))
+    assert not a_task(test=[pair]).equal_lengths
+    assert a_task(test=[Pair(("bb", "cc"), ("d", "e"))]).equal_lengths
+
+
+def test_answers_may_differ_from_pair_to_pair_and_repr_names_some():
+    task = a_task(validation=[Pair((f"b{x}", f"c{x}"), (x, "z")) for x in "ghijklm"])
+    batch = task.batch("validation", [2])
+    assert batch.correct.tolist() == [ord("i") - 97, 25]
+    assert repr(task).endswith("answers 'd' / 'e' / 'f' / 'g' / 'h' / 'i' / 5 more)")
 
 
 def test_the_quote_task_differs_in_one_token_and_holds_its_splits_apart(quote_corpus):
@@ -95,15 +130,6 @@ def test_the_quote_task_differs_in_one_token_and_holds_its_splits_apart(quote_co
     assert again.pairs == task.pairs
     other = tasks.get("single_double_quote", tokenizer=quote_corpus.tokenizer, seed=1)
     assert other.pairs["train"] != task.pairs["train"]
-
-
-def test_no_test_prompt_stands_in_the_generated_text(quote_corpus):
-    task = tasks.get("single_double_quote", tokenizer=quote_corpus.tokenizer)
-    text = "\n".join(data.generate_programs(2000, seed=0))
-    for pair in task.pairs["test"]:
-        for prompt in pair.prompts:
-            if "\n" in prompt:
-                assert prompt not in text
 
 
 def test_a_tokenizer_without_the_answers_is_refused(texts):

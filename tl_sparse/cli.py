@@ -61,12 +61,42 @@ def demo(
 
 
 @app.command()
-def tasks() -> None:
-    """List the tasks that circuits can be found for."""
-    from tl_sparse import tasks as all_tasks
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="A task to see pairs of.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder, to see the pairs for its tokenizer.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="All tasks with examples, as in docs/tasks.md.")
+    ] = False,
+) -> None:
+    """List the tasks that circuits can be found for, or show pairs of one.
 
-    for name in all_tasks.names():
-        _say(name)
+    Pairs depend on the tokenizer. Without --model it is a small one, trained on the spot. In the
+    list, words in angle brackets stand for words of the prompt.
+    """
+    from tl_sparse import tasks as all_tasks
+    from tl_sparse.model import HookedSparseTransformer
+    from tl_sparse.tasks import catalog
+
+    try:
+        specs = [all_tasks.spec(each) for each in all_tasks.names()]
+        if name is None and not markdown:
+            for spec in specs:
+                _say(f"{spec.name:28}{spec.decides}: {catalog.answers_of(spec)}")
+            return
+        chosen = all_tasks.spec(name) if name is not None else None
+        tokenizer = (
+            HookedSparseTransformer.load(model).tokenizer if model else catalog.sample_tokenizer()
+        )
+        if chosen is None:
+            _say(catalog.page(specs, tokenizer=tokenizer))
+        else:
+            for line in catalog.shown(chosen, tokenizer=tokenizer):
+                _say(line)
+    except ValueError as error:
+        _errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -75,12 +105,14 @@ def info(
         Path, typer.Argument(help="A model folder, e.g. demo/sparse/checkpoint/model.")
     ],
 ) -> None:
-    """Show what a saved model is made of: shapes, nonzeros, densities, dead neurons, bytes."""
+    """Show what a saved model is made of: shapes, densities, dead neurons, bytes, its data."""
     from tl_sparse.checkpoints import stored_bytes
     from tl_sparse.model import HookedSparseTransformer
 
     try:
-        _say(repr(HookedSparseTransformer.load(folder).summary()))
+        model = HookedSparseTransformer.load(folder)
+        _say(repr(model.summary()))
+        _say(f"trained on: {', '.join(model.trained_on) or 'nothing that it knows of'}")
         _say(str(stored_bytes(folder)))
     except ValueError as error:
         _errors.print(f"Error: {error}", markup=False)

@@ -332,6 +332,10 @@ class PruningConfig:
     """Clean up: take out nodes and edges that the target does not need, until each of those left is
     needed. The paper's authors cleaned up by hand; False gives what the ranking by tau finds."""
 
+    max_singles: int = 200
+    """The largest circuit, in edges, whose edges the clean-up tries one by one; of larger ones, as
+    dense models have, it takes four at a time."""
+
     exchange: bool = True
     """In the clean-up of small circuits, also take out edges in pairs, and put one back where that
     makes more than one needless."""
@@ -361,7 +365,7 @@ class PruningConfig:
         check_fields(self, _TAU, "init_noise_bias")
         check_fields(self, FRACTION, "warmup_fraction", "min_accuracy")
         check_fields(self, SWITCH, "edges", "drop_one", "exchange", "tie_qk", "mask_final")
-        check_fields(self, NON_NEGATIVE_INTEGER, "max_exchange")
+        check_fields(self, NON_NEGATIVE_INTEGER, "max_exchange", "max_singles")
         check_fields(self, _SEED, "seed")
         check_fields(self, BETAS, "betas")
         object.__setattr__(self, "betas", tuple(map(plain, self.betas)))

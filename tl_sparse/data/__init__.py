@@ -4,6 +4,7 @@
 from tl_sparse import data
 
 corpus = data.python_corpus()                        # standard library and generated Python
+corpus = data.python_corpus(dialect="tasks")         # more of what the paper's tasks ask about
 corpus = data.corpus("path/to/code")                 # the .py files of a folder
 corpus = data.corpus(data.installed_package("numpy"), vocab_size=2048)
 corpus = data.corpus(load_dataset(...)["train"])     # a Hugging Face dataset with a text column

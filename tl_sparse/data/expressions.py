@@ -8,7 +8,7 @@ the same in every version of Python (that of `choice` and `shuffle` is not promi
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tl_sparse.data.words import (
     ACCUMULATORS,
@@ -24,14 +24,18 @@ from tl_sparse.data.words import (
 
 T = TypeVar("T")
 
+Dialect = Literal["plain", "tasks"]
+"""Which tables statements are drawn from; see `grammar`."""
+
 N_TOPIC_NOUNS, N_TOPIC_VERBS, N_TOPIC_ADJECTIVES = 40, 16, 12
 
 
 class Draft:
     """A program in the making: lines, indentation, and the names of the current scope."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, dialect: Dialect = "plain") -> None:
         self.random: Callable[[], float] = rng.random
+        self.dialect = dialect
         # One file speaks about few things, as real files do: it draws its words once.
         self.nouns = [self.pick(NOUNS) for _ in range(N_TOPIC_NOUNS)]
         self.verbs = [self.pick(VERBS) for _ in range(N_TOPIC_VERBS)]

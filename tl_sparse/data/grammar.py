@@ -11,15 +11,20 @@ mixture, half of it simple and synthetic). A program is made in three steps:
 
 Every program parses. What a construct needs next can be read from its syntax only: the closing
 quote from the opening one, `.add` from `set()`, `]]` from `[[`.
+
+The dialect `"plain"` is the default. `"tasks"` has the constructs of the paper's tasks several
+times denser (`constructs`), for models that are to do as many of them as they can.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from random import Random
+from typing import get_args
 
-from tl_sparse.data import statements
+from tl_sparse.data import constructs, statements
 from tl_sparse.data.expressions import (
+    Dialect,
     Draft,
     comparison,
     condition,
@@ -36,11 +41,12 @@ from tl_sparse.data.words import ACCUMULATORS, EXCEPTIONS, IMPORTED_NAMES, MODUL
 Statement = Callable[[Draft], None]
 
 
-def generate_program(rng: Random) -> str:
+def generate_program(rng: Random, *, dialect: Dialect = "plain") -> str:
     """Write one small Python file, about 300 to 2,500 characters long.
 
     Args:
         rng: Where all choices come from. Only its `random()` is called.
+        dialect: `"tasks"` for more of what the paper's tasks ask about.
 
     Returns:
         Source text that `ast.parse` accepts, with a newline at its end.
@@ -51,7 +57,7 @@ def generate_program(rng: Random) -> str:
         >>> isinstance(ast.parse(program), ast.Module)
         True
     """
-    draft = Draft(rng)
+    draft = Draft(rng, dialect)
     length = 300 + int(1500 * draft.random())
     _opening(draft)
     while sum(map(len, draft.lines)) < length:
@@ -67,7 +73,7 @@ def generate_program(rng: Random) -> str:
     return "\n".join(draft.lines).strip("\n") + "\n"
 
 
-def generate_programs(n_programs: int, *, seed: int) -> Iterator[str]:
+def generate_programs(n_programs: int, *, seed: int, dialect: Dialect = "plain") -> Iterator[str]:
     """Write programs, the same ones for the same seed on any machine.
 
     Program `i` depends on the seed and on `i` only, so a longer stream begins with the shorter one.
@@ -75,12 +81,13 @@ def generate_programs(n_programs: int, *, seed: int) -> Iterator[str]:
     Args:
         n_programs: How many.
         seed: Any whole number.
+        dialect: See `generate_program`.
 
     Yields:
         One program after the other; see `generate_program`.
 
     Raises:
-        ValueError: `n_programs` is negative.
+        ValueError: `n_programs` is negative, or there is no such dialect.
 
     Examples:
         >>> list(generate_programs(2, seed=0)) == list(generate_programs(3, seed=0))[:2]
@@ -88,7 +95,12 @@ def generate_programs(n_programs: int, *, seed: int) -> Iterator[str]:
     """
     if n_programs < 0:
         raise ValueError(f"n_programs is a count, 0 or more, got {n_programs}.")
-    return (generate_program(Random(f"tl_sparse {seed} {index}")) for index in range(n_programs))
+    if dialect not in get_args(Dialect):
+        raise ValueError(f"A dialect is one of {', '.join(get_args(Dialect))}, got {dialect!r}.")
+    return (
+        generate_program(Random(f"tl_sparse {seed} {index}"), dialect=dialect)
+        for index in range(n_programs)
+    )
 
 
 def _opening(draft: Draft) -> None:
@@ -106,7 +118,9 @@ def _opening(draft: Draft) -> None:
 
 def _write_statements(draft: Draft, n_statements: int) -> None:
     """Write statements; below the second level only those without a body."""
-    table, totals = (ALL, _ALL_TOTALS) if draft.depth < 3 else (PLAIN, _PLAIN_TOTALS)
+    table, totals = (PLAIN, _PLAIN_TOTALS)
+    if draft.depth < 3:
+        table, totals = (ALL, _ALL_TOTALS) if draft.dialect == "plain" else (DENSE, _DENSE_TOTALS)
     for _ in range(n_statements):
         table[bisect_right(totals, draft.random() * totals[-1])][1](draft)
 
@@ -355,5 +369,23 @@ ALL: list[tuple[int, Statement]] = [
 ]
 """All statements, with their weights."""
 
+DENSE: list[tuple[int, Statement]] = [
+    *ALL,
+    (34, _for),
+    (10, _while),
+    (10, statements.assign_lambda),
+    (24, constructs.grow),
+    (14, constructs.store_items),
+    (14, constructs.choose_value),
+    (8, constructs.compare_again),
+    (10, constructs.exchange),
+    (24, constructs.use_file),
+    (8, constructs.format_text),
+    (5, constructs.choose_parameter),
+    (4, constructs.list_words_again),
+]
+"""All statements of the dialect `"tasks"`, with their weights."""
+
 _PLAIN_TOTALS = list(accumulate(weight for weight, _ in PLAIN))
 _ALL_TOTALS = list(accumulate(weight for weight, _ in ALL))
+_DENSE_TOTALS = list(accumulate(weight for weight, _ in DENSE))

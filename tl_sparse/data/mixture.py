@@ -9,6 +9,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import tokenizers
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tl_sparse.data import cache
 from tl_sparse.data.corpora import Corpus, build, open_cached
+from tl_sparse.data.expressions import Dialect
 from tl_sparse.data.grammar import generate_programs
 from tl_sparse.data.sources import Document, standard_library
 from tl_sparse.data.survey import SplitSettings
@@ -31,6 +33,7 @@ def python_corpus(
     n_characters: int = 24_000_000,
     vocab_size: int = 1024,
     seed: int = 0,
+    dialect: Dialect = "plain",
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation_fraction: float = 0.05,
     cache_dir: str | Path | None = None,
@@ -47,6 +50,7 @@ def python_corpus(
             its share.
         vocab_size: Tokens of the tokenizer to train; without effect if one is given.
         seed: Decides which programs are generated and the order of all documents.
+        dialect: Of the generated programs; `"tasks"` has more of what the paper's tasks ask about.
         tokenizer: None trains one on the mixture.
         validation_fraction: Expected share of the documents kept for validation.
         cache_dir: Where the tokens stand; None is `default_cache_dir()`.
@@ -74,16 +78,18 @@ def python_corpus(
         n_generated = round(n_library * generated_fraction / (1 - generated_fraction))
     recipe = cache.hash_of(
         library=_digest(document.text for document in library), seed=seed, n_generated=n_generated,
-        grammar=_digest(generate_programs(40, seed=0)), tokenizers=tokenizers.__version__,
-        tokenizer=vocab_size if tokenizer is None else tokenizer_hash(tokenizer), **vars(settings),
+        grammar=_digest(generate_programs(40, seed=0, dialect=dialect)),
+        tokenizer=vocab_size if tokenizer is None else tokenizer_hash(tokenizer),
+        tokenizers=tokenizers.__version__, **vars(settings),
     )  # fmt: skip
     place = Path(cache_dir) if cache_dir is not None else cache.default_cache_dir()
     known = cache.recall(place, recipe)
     if known and (found := open_cached(place / known, tokenizer=tokenizer)):
         return found
     made = build(
-        lambda: mixture(library, n_generated, seed=seed), once=False, settings=settings,
-        tokenizer=tokenizer, vocab_size=vocab_size, cache_dir=place, progress=progress,
+        partial(mixture, library, n_generated, seed=seed, dialect=dialect), once=False,
+        settings=settings, tokenizer=tokenizer, vocab_size=vocab_size, cache_dir=place,
+        progress=progress,
     )  # fmt: skip
     cache.remember(place, recipe, corpus_hash=made.hash)
     return made
@@ -105,7 +111,9 @@ def library_part(n_characters: int, *, seed: int) -> list[Document]:
     return part
 
 
-def mixture(library: list[Document], n_generated: int, *, seed: int) -> Iterator[Document]:
+def mixture(
+    library: list[Document], n_generated: int, *, seed: int, dialect: Dialect = "plain"
+) -> Iterator[Document]:
     """Interleave library files with `n_generated` characters of programs (the last may overrun).
 
     Examples:
@@ -113,7 +121,8 @@ def mixture(library: list[Document], n_generated: int, *, seed: int) -> Iterator
         ['a.py', 'generated 0']
     """
     n_library, n_taken, n_written = sum(len(document.text) for document in library), 0, 0
-    programs = enumerate(generate_programs(n_generated // MIN_PROGRAM + 1, seed=seed))
+    n_programs = n_generated // MIN_PROGRAM + 1
+    programs = enumerate(generate_programs(n_programs, seed=seed, dialect=dialect))
     for document in library:
         yield document
         n_taken += len(document.text)

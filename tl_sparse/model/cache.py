@@ -53,7 +53,7 @@ class SparseActivationCache(ActivationCache):
         masked = [self._masked(part, "attn_out", i, pos_slice) for i, part in enumerate(heads)]
         stack = torch.cat(masked) if masked else stack.to(self["resid_pre", 0].dtype)
         if incl_remainder:
-            stream = self["resid_post", layer - 1] if layer else self["resid_pre", 0]
+            stream = self["resid_post", layer - 1]  # for layer 0, as in the host, the last one
             rest = pos_slice.apply(stream, dim=-2) - stack.sum(0)
             stack, labels = torch.cat([stack, rest[None]]), [*labels, "remainder"]
         if apply_ln:

@@ -1,33 +1,102 @@
-"""Tasks by the paper's names: `tasks.names()`, `tasks.get(name, tokenizer=...)`."""
+"""Tasks by the paper's names: `tasks.names()`, `tasks.get(name, tokenizer=...)`.
 
-from collections.abc import Callable
+```python
+from tl_sparse import tasks
+
+tasks.names()                                                # the paper's twenty, then our own
+task = tasks.get("bracket_counting", tokenizer=tokenizer)    # for any tokenizer, or why not
+task.examples(4)                                             # pairs, as text
+task.batch("test")                                           # pairs, as tokens
+
+tasks.from_jsonl("pairs.jsonl", tokenizer=tokenizer)         # pairs of your own
+tasks.mine(corpus, (" is", " in"))                           # real contexts of two tokens
+tasks.shuffled(task)                                         # a control that nobody can solve
+```
+"""
+
 from typing import Any
 
-from tl_sparse.tasks import quotes
+from tl_sparse.tasks import (
+    brackets,
+    branches,
+    copying,
+    files,
+    functions,
+    loops,
+    quotes,
+    sets,
+    strings,
+    swaps,
+)
 from tl_sparse.tasks.base import SPLITS, Pair, PairTask, Split, Task, TaskBatch
+from tl_sparse.tasks.controls import NONSENSE_QUOTES, shuffled
+from tl_sparse.tasks.mining import mine
+from tl_sparse.tasks.templates import PairSpec, make
+from tl_sparse.tasks.user import from_jsonl, from_pairs
 
-_TASKS: dict[str, Callable[..., PairTask]] = {quotes.NAME: quotes.make}
+_PAPER = (
+    quotes.SINGLE_DOUBLE_QUOTE, brackets.BRACKET_COUNTING, sets.SET_OR_STRING,
+    sets.SET_OR_STRING_FIXEDVARNAME, functions.FINAL_KWARG, functions.CLASS_INIT, files.WITH_AS,
+    files.WITH_OPEN, brackets.BRACKET_BRACE, loops.FOR_WHILE, branches.ELSE_ELIF,
+    strings.FSTRING_BRACE, branches.IF_TERNARY, swaps.VAR_SWAP, loops.INDENT_FOR,
+    functions.LAMBDA_FUNC, branches.IF_EQUALS, loops.ENUMERATE_RANGE, branches.VAR_IF,
+    branches.WHILE_RETURN_TRUE,
+)  # fmt: skip
+_OTHERS = (copying.INDUCTION, copying.IOI, copying.IOI_TEXT, NONSENSE_QUOTES)
+_SPECS = {spec.name: spec for spec in (*_PAPER, *_OTHERS)}
+
+PAPER_TASKS: tuple[str, ...] = tuple(spec.name for spec in _PAPER)
+"""The twenty tasks of Gao et al. 2025, Table 1, in its order."""
 
 
 def names() -> tuple[str, ...]:
-    """List the tasks that there are.
+    """List the tasks that there are: the paper's, then others.
 
     Examples:
-        >>> names()
-        ('single_double_quote',)
+        >>> names()[:3]
+        ('single_double_quote', 'bracket_counting', 'set_or_string')
     """
-    return tuple(_TASKS)
+    return tuple(_SPECS)
 
 
 def get(name: str, *, tokenizer: Any, **options: Any) -> PairTask:
-    """Make a task by name for a tokenizer; options are those of the task's own `make`.
+    """Make a task by name for a tokenizer; options are those of `templates.make`.
 
     Raises:
         ValueError: If there is no task of that name, or the tokenizer can't serve it.
     """
-    if name not in _TASKS:
-        raise ValueError(f"There is no task {name!r}; there are: {', '.join(_TASKS)}.")
-    return _TASKS[name](tokenizer, **options)
+    return make(spec(name), tokenizer, **options)
 
 
-__all__ = ["SPLITS", "Pair", "PairTask", "Split", "Task", "TaskBatch", "get", "names"]
+def spec(name: str) -> PairSpec:
+    """Give the description of a task: what it decides, its answers, its templates.
+
+    Raises:
+        ValueError: If there is no task of that name.
+
+    Examples:
+        >>> spec("for_while").decides
+        'go on with `in` behind `for`, end the line behind `while`'
+    """
+    if name not in _SPECS:
+        raise ValueError(f"There is no task {name!r}; there are: {', '.join(_SPECS)}.")
+    return _SPECS[name]
+
+
+__all__ = [
+    "PAPER_TASKS",
+    "SPLITS",
+    "Pair",
+    "PairSpec",
+    "PairTask",
+    "Split",
+    "Task",
+    "TaskBatch",
+    "from_jsonl",
+    "from_pairs",
+    "get",
+    "mine",
+    "names",
+    "shuffled",
+    "spec",
+]

@@ -1,4 +1,4 @@
-"""What a task is: prompts, a loss and an accuracy, in three splits that never share a prompt.
+r"""What a task is: prompts, a loss and an accuracy, in splits that never share a prompt.
 
 `Task` is the interface that pruning sees. `PairTask` is the paper's kind (Gao et al. 2025, section
 2.2 and Table 1): pairs of prompts that differ only in what decides between two answer tokens. With
@@ -8,6 +8,10 @@ z the logits at the true last token, side A should give answer a and side B answ
     accuracy = fraction of prompts, both sides counted, with z_correct > z_wrong
 
 so a coin has loss ln 2 and accuracy 1/2. (The authors' files hold the sum of the two sides.)
+
+A prompt must end where the answer's token would begin: prompt and answer, tokenised as one text,
+have to give the prompt's tokens and one more. Otherwise the model is asked at a place where its
+training text never had a choice (`)` before a newline, where that is one token `)\n`).
 """
 
 from abc import ABC, abstractmethod
@@ -21,8 +25,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Split = Literal["train", "validation", "test", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "held_out")
+"""Pruning learns on `train`, chooses on `validation` and reports `test`, whose words no other split
+has. `held_out` has other forms of sentence; a task may be without it."""
+
+NEEDED: tuple[Split, ...] = SPLITS[:3]
+"""The splits that every task has."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,14 @@ class Pair:
 
     prompts: tuple[str, str]
     answers: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair as tokens."""
+
+    prompts: tuple[tuple[int, ...], tuple[int, ...]]
+    answers: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -78,61 +95,103 @@ class Task(ABC):
 class PairTask(Task):
     """Pairs of prompts with two answer tokens.
 
-    `pairs` maps each split to its pairs; `tokenizer` turns text into tokens without adding any.
+    `pairs` maps each split to its pairs (`held_out` may be absent); `tokenizer` turns text into
+    tokens without adding any. Pairs that `encode_pairs` has tokenised already may be given as
+    `encoded`.
 
     Raises:
-        ValueError: If an answer is not one token, a split is empty or shares a prompt with another,
-            or the two prompts of a pair are the same.
+        ValueError: If an answer is not one token or grows together with the end of a prompt, a
+            split is empty or shares a prompt with another, or the two prompts or the two answers of
+            a pair are the same.
     """
 
-    def __init__(self, name: str, pairs: Mapping[Split, Sequence[Pair]], *, tokenizer: Any) -> None:
-        self.name, self.pairs = name, {split: tuple(pairs.get(split, ())) for split in SPLITS}
+    def __init__(
+        self,
+        name: str,
+        pairs: Mapping[Split, Sequence[Pair]],
+        *,
+        tokenizer: Any,
+        encoded: Mapping[Pair, EncodedPair] | None = None,
+    ) -> None:
+        self.name, self.tokenizer = name, tokenizer
+        self.pairs: dict[Split, tuple[Pair, ...]] = {
+            split: tuple(pairs.get(split, ())) for split in SPLITS
+        }
+        self._refuse_shared_prompts()
+        self._encoded: dict[Split, list[EncodedPair]] = {}
+        self.answer_ids: dict[str, int] = {}
+        """Token of each answer, by its text."""
+        for split in SPLITS:
+            some = self.pairs[split]
+            tokens = self._encode(some, encoded or {})
+            for pair, found in zip(some, tokens, strict=True):
+                self.answer_ids |= dict(zip(pair.answers, found.answers, strict=True))
+            # by length: neighbours in a batch then need little padding
+            order = sorted(range(len(some)), key=lambda i: max(map(len, tokens[i].prompts)))
+            self._encoded[split] = [tokens[i] for i in order]
+            self.pairs[split] = tuple(some[i] for i in order)
+        self.answer_ids = {text: self.answer_ids[text] for text in sorted(self.answer_ids)}
+
+    def _refuse_shared_prompts(self) -> None:
         seen: dict[str, str] = {}
         for split, some in self.pairs.items():
-            if not some:
-                raise ValueError(f"The task {name} has no {split} pairs; each split needs some.")
+            if not some and split in NEEDED:
+                raise ValueError(
+                    f"The task {self.name} has no {split} pairs; each split needs some."
+                )
             for prompt in {prompt for pair in some for prompt in pair.prompts}:
                 if seen.setdefault(prompt, split) != split:
                     raise ValueError(
-                        f"The task {name} has the prompt {prompt!r} in {seen[prompt]} and in "
+                        f"The task {self.name} has the prompt {prompt!r} in {seen[prompt]} and in "
                         f"{split}."
                     )
-        for some in self.pairs.values():
-            for pair in some:
-                if pair.prompts[0] == pair.prompts[1]:
-                    raise ValueError(f"A pair of {name} has one prompt twice: {pair.prompts[0]!r}.")
-        answers = {
-            answer for some in self.pairs.values() for pair in some for answer in pair.answers
-        }
-        self.answer_ids = {text: _one_token(text, tokenizer, name) for text in sorted(answers)}
-        self._tokens = {
-            split: [tuple(_encode(p, tokenizer, name) for p in pair.prompts) for pair in some]
-            for split, some in self.pairs.items()
-        }
-        for split, tokens in self._tokens.items():  # neighbours in a batch then need little padding
-            order = sorted(range(len(tokens)), key=lambda i: max(map(len, tokens[i])))
-            self._tokens[split] = [tokens[i] for i in order]
-            self.pairs[split] = tuple(self.pairs[split][i] for i in order)
+
+    def _encode(
+        self, pairs: Sequence[Pair], encoded: Mapping[Pair, EncodedPair]
+    ) -> list[EncodedPair]:
+        new = [pair for pair in pairs if pair not in encoded]
+        found = dict(encoded)
+        for pair, result in zip(new, encode_pairs(new, self.tokenizer), strict=True):
+            if isinstance(result, str):
+                raise ValueError(f"The task {self.name} {result}")
+            found[pair] = result
+        return [found[pair] for pair in pairs]
+
+    @property
+    def equal_lengths(self) -> bool:
+        """Whether the two prompts of every pair have equally many tokens.
+
+        Then what one prompt computes at a position can stand for what the other computes there.
+        """
+        pairs = (pair.prompts for some in self._encoded.values() for pair in some)
+        return all(len(a) == len(b) for a, b in pairs)
 
     @property
     def longest(self) -> int:
         """Tokens in the longest prompt of any split."""
-        return max(len(p) for pairs in self._tokens.values() for pair in pairs for p in pair)
+        pairs = (pair for some in self._encoded.values() for pair in some)
+        return max(len(prompt) for pair in pairs for prompt in pair.prompts)
 
     def n_examples(self, split: Split) -> int:
         """Give the number of pairs of a split."""
         return len(self.pairs[split])
 
     def batch(self, split: Split, indices: Sequence[int] | None = None) -> TaskBatch:
-        """Give pairs of a split, side A of all, then side B of all."""
+        """Give pairs of a split, side A of all, then side B of all.
+
+        Raises:
+            ValueError: If the task is without that split.
+        """
+        if not self.pairs[split]:
+            raise ValueError(f"The task {self.name} has no {split} pairs.")
         chosen = range(self.n_examples(split)) if indices is None else indices
         prompts, correct, wrong = [], [], []
         for side in (0, 1):
             for i in chosen:
-                prompts.append(self._tokens[split][i][side])
-                answers = [self.answer_ids[text] for text in self.pairs[split][i].answers]
-                correct.append(answers[side])
-                wrong.append(answers[1 - side])
+                pair = self._encoded[split][i]
+                prompts.append(pair.prompts[side])
+                correct.append(pair.answers[side])
+                wrong.append(pair.answers[1 - side])
         last = torch.tensor([len(prompt) - 1 for prompt in prompts])
         tokens = torch.zeros(len(prompts), int(last.max()) + 1, dtype=torch.long)
         for row, prompt in zip(tokens, prompts, strict=True):
@@ -170,24 +229,60 @@ class PairTask(Task):
 
     def __repr__(self) -> str:
         """One line."""
-        counts = ", ".join(f"{len(some)} {split}" for split, some in self.pairs.items())
-        answers = " / ".join(map(repr, self.answer_ids))
-        return f"PairTask({self.name}: {counts} pairs; answers {answers})"
+        counts = ", ".join(f"{len(some)} {split}" for split, some in self.pairs.items() if some)
+        shown = list(map(repr, self.answer_ids))
+        if len(shown) > 6:
+            shown[6:] = [f"{len(shown) - 6} more"]
+        return f"PairTask({self.name}: {counts} pairs; answers {' / '.join(shown)})"
 
 
-def _encode(prompt: str, tokenizer: Any, name: str) -> tuple[int, ...]:
-    tokens = tuple(tokenizer.encode(prompt, add_special_tokens=False))
-    if not tokens:
-        raise ValueError(f"The task {name} has a prompt without any token: {prompt!r}.")
-    return tokens
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> list[EncodedPair | str]:
+    """Tokenise pairs; in place of one that makes no fair question, say what is wrong with it."""
+    texts = []
+    for pair in pairs:
+        texts += [*pair.prompts, *(p + a for p in pair.prompts for a in pair.answers)]
+    tokens = encode(texts, tokenizer)
+    return [_encoded(pair, tokens[6 * i : 6 * i + 6], tokenizer) for i, pair in enumerate(pairs)]
 
 
-def _one_token(text: str, tokenizer: Any, name: str) -> int:
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    if len(tokens) != 1:
-        raise ValueError(
-            f"The task {name} needs its answer {text!r} to be one token; this tokenizer makes "
-            f"{len(tokens)}: {[tokenizer.decode([token]) for token in tokens]}. Train a tokenizer "
-            "on Python text (tl_sparse.data.train_tokenizer) or choose another task."
+def encode(texts: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
+    """Tokenise texts without special tokens, in one call where the tokenizer knows how."""
+    if texts and getattr(tokenizer, "is_fast", False):
+        found = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        found = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return [tuple(tokens) for tokens in found]
+
+
+def _encoded(pair: Pair, tokens: Sequence[tuple[int, ...]], tokenizer: Any) -> EncodedPair | str:
+    """Check one pair, given its two prompts and then each prompt with each answer as tokens."""
+    if pair.prompts[0] == pair.prompts[1]:
+        return f"has a pair with one prompt twice: {pair.prompts[0]!r}."
+    if pair.answers[0] == pair.answers[1]:
+        return f"has a pair with one answer twice: {pair.answers[0]!r} after {pair.prompts[0]!r}."
+    for text, found in zip(pair.prompts, tokens[:2], strict=True):
+        if not found:
+            return f"has a prompt without any token: {text!r}."
+    answers: list[int] = []
+    for place, whole in enumerate(tokens[2:]):
+        prompt, text = tokens[place // 2], pair.answers[place % 2]
+        if whole[:-1] != prompt or (place > 1 and answers[place % 2] != whole[-1]):
+            return _why_not(pair.prompts[place // 2], text, whole=whole, tokenizer=tokenizer)
+        answers.append(whole[-1])
+    return EncodedPair((tokens[0], tokens[1]), (answers[0], answers[1]))
+
+
+def _why_not(prompt: str, answer: str, *, whole: tuple[int, ...], tokenizer: Any) -> str:
+    """Say why an answer is not the one next token behind a prompt."""
+    alone = encode([answer], tokenizer)[0]
+    if len(alone) != 1:
+        return (
+            f"needs its answer {answer!r} to be one token; this tokenizer makes {len(alone)}: "
+            f"{[tokenizer.decode([token]) for token in alone]}. Train a tokenizer on Python text "
+            "(tl_sparse.data.train_tokenizer) or choose another task."
         )
-    return tokens[0]
+    return (
+        f"needs its answer {answer!r} to be the next token after {prompt!r}; this tokenizer cuts "
+        f"the two together into {[tokenizer.decode([token]) for token in whole]}. End the prompt "
+        "where a token ends."
+    )

@@ -7,15 +7,14 @@ One pair, as an example (the paper's Table 1; answers `')` and `")`):
     -> ')                           -> ")
 
 The two prompts differ only in the opening token, `('` against `("`. Test prompts are made of words
-and calls that no training or validation prompt has.
+and calls that no training or validation prompt has. Held-out prompts have a string that is closed
+already, `assert`, `raise` and the like.
 """
 
 import random
-from typing import Any
 
-from tl_sparse.tasks.base import Pair, PairTask, Split
-
-NAME = "single_double_quote"
+from tl_sparse.tasks.templates import Answers, PairSpec, Sides
+from tl_sparse.tasks.words import Words
 
 _CALLS = {
     "train": (
@@ -47,45 +46,39 @@ _VARIABLES = {
 }
 
 
-def make(
-    tokenizer: Any,
-    *,
-    n_train: int = 1024,
-    n_validation: int = 128,
-    n_test: int = 256,
-    seed: int = 0,
-) -> PairTask:
-    """Make the task for a tokenizer, with so many pairs in each split.
-
-    Raises:
-        ValueError: If the tokenizer has no single token for one of the answers, or for one of the
-            opening quotes.
-    """
-    for opening in ("('", '("'):
-        if len(tokenizer.encode(opening, add_special_tokens=False)) != 1:
-            raise ValueError(
-                f"The task {NAME} needs {opening} to be one token, and this tokenizer splits it. "
-                "Train a tokenizer on Python text (tl_sparse.data.train_tokenizer)."
-            )
-    rng = random.Random(f"{NAME} {seed}")
-    seen: set[str] = set()
-    pairs: dict[Split, list[Pair]] = {
-        "train": _pairs(rng, "train", n_train, seen),
-        "validation": _pairs(rng, "train", n_validation, seen),
-        "test": _pairs(rng, "test", n_test, seen),
-    }
-    return PairTask(NAME, pairs, tokenizer=tokenizer)
+def _call(w: Words) -> Sides:
+    before, words = _context(w.rng, w.pool), _phrase(w.rng, w.pool)
+    return Sides((f"{before}('{words}", f'{before}("{words}'))
 
 
-def _pairs(rng: random.Random, pool: str, n: int, seen: set[str]) -> list[Pair]:
-    pairs: list[Pair] = []
-    while len(pairs) < n:
-        before, words = _context(rng, pool), _phrase(rng, pool)
-        single = f"{before}('{words}"
-        if single not in seen:
-            seen.add(single)
-            pairs.append(Pair((single, f'{before}("{words}'), ("')", '")')))
-    return pairs
+def _after_a_string(w: Words) -> Sides:
+    """A call behind a line with a whole string, whose quotes are drawn apart."""
+    quote, call = w.pick("'\""), w.pick(_CALLS[w.pool])
+    first = f"{w.pick(_VARIABLES[w.pool])} = {quote}{_phrase(w.rng, w.pool)}{quote}\n"
+    start = w.pick(("", f"{w.pick(_VARIABLES[w.pool])} += ", "yield ", "await "))
+    words = _phrase(w.rng, w.pool)
+    return Sides((f"{first}{start}{call}('{words}", f'{first}{start}{call}("{words}'))
+
+
+def _checked(w: Words) -> Sides:
+    """A call behind `assert` or `raise`, after a comment."""
+    first = f"# {_phrase(w.rng, w.pool)} {w.pick(_VARIABLES[w.pool])}\n"
+    start = f"{first}{w.pick(('assert', 'raise'))} {w.pick(_CALLS[w.pool])}"
+    words = _phrase(w.rng, w.pool)
+    return Sides((f"{start}('{words}", f'{start}("{words}'))
+
+
+TEMPLATES, HELD_OUT = (_call,), (_after_a_string, _checked)
+
+SINGLE_DOUBLE_QUOTE = PairSpec(
+    name="single_double_quote",
+    decides="close a string with the quote that opened it",
+    differ="the opening token, `('` against `(\"`",
+    answers=(Answers("')", '")'),),
+    templates=TEMPLATES,
+    held_out=HELD_OUT,
+    together=("('", '("'),
+)
 
 
 def _context(rng: random.Random, pool: str) -> str:
