@@ -1,4 +1,4 @@
-"""Constructs of the dialect `"tasks"`: what the paper's tasks ask about, several times denser.
+"""Constructs of the dialect `"tasks"`: more of what the paper's tasks ask about.
 
 Most stand in the plain dialect too, too seldom for a small model to learn from a few million
 tokens. As there, nothing but the syntax tells what comes next: the two sides of a task are drawn

@@ -12,8 +12,9 @@ mixture, half of it simple and synthetic). A program is made in three steps:
 Every program parses. What a construct needs next can be read from its syntax only: the closing
 quote from the opening one, `.add` from `set()`, `]]` from `[[`.
 
-The dialect `"plain"` is the default. `"tasks"` has the constructs of the paper's tasks several
-times denser (`constructs`), for models that are to do as many of them as they can.
+The dialect `"plain"` is the default. `"tasks"` has more of the constructs that a small model does
+not learn from it (`constructs`): it gains on some of the paper's tasks and loses on
+others, whose share of the text is smaller.
 """
 
 from bisect import bisect_right
