@@ -271,3 +271,10 @@ def test_a_circuit_of_another_model_is_refused(quotes):
         model.embed.W_E[0, 0] = 1.0
     with pytest.raises(ValueError, match="found in another model"):
         explain(circuit, model, task)
+
+
+def test_a_circuit_explains_itself(quotes):
+    model, task, circuit = quotes
+    assert circuit.explain(model, task) == explain(circuit, model, task)
+    assert circuit.explain(model, n_tokens=1) == explain(circuit, model, n_tokens=1)
+    assert circuit.explain(model) != circuit.explain(model, n_tokens=1)

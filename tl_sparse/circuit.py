@@ -1,9 +1,8 @@
 """A circuit as data: nodes, the edges between them, and what everything else is set to.
 
-A **node** is one channel of one **site** (a place in a layer, DESIGN's and the paper's "location");
-an **edge** is one nonzero weight that joins two nodes. A `Circuit` holds both, the **reference
-value** of every node of the model (what a node takes when it is out), and where it comes from: the
-model's hash, the task, the target, the losses, the ablation, seeds and versions.
+A `Circuit` holds nodes and edges (`tl_sparse.nodes`), the **reference value** of every node of the
+model (what a node takes when it is out), and where it comes from: the model's hash, the task, the
+target, the losses, the ablation, seeds and versions.
 
 What is in, out and dropped (Gao et al. 2025, A.5, with the edges made explicit): a node out of the
 circuit takes its reference; a node in it is computed, from the kept nodes and, through every cut
@@ -19,77 +18,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tl_sparse.files import write_text
+from tl_sparse.nodes import SITES, Edge, Node, Site, edge_order
 
-SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out", "final_in")
-"""Every site, in the order of the forward pass. `final_in` is the input of the unembedding."""
+__all__ = ["SCHEMA_VERSION", "SITES", "Circuit", "Edge", "Node", "Site", "edge_order"]
 
 SCHEMA_VERSION = 2
-
-
-class Site(NamedTuple):
-    """A place where nodes live: a site's name in one layer."""
-
-    layer: int
-    name: str
-
-    def __str__(self) -> str:
-        """Write as `0.mlp_neuron`."""
-        return f"{self.layer}.{self.name}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Site":
-        """Read `0.mlp_neuron` back; anything else is a `ValueError`."""
-        layer, _, name = text.partition(".")
-        if not layer.isdigit() or name not in SITES:
-            raise ValueError(f"A site is written layer.name, e.g. 0.mlp_neuron; got {text!r}.")
-        return cls(int(layer), name)
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Sort key: the order of the forward pass."""
-        return self.layer, SITES.index(self.name)
-
-
-class Node(NamedTuple):
-    """One channel of one site, the same at every position.
-
-    Examples:
-        >>> str(Node(Site(0, "mlp_neuron"), 31)), Node.parse("1.attn_in.7").channel
-        ('0.mlp_neuron.31', 7)
-    """
-
-    site: Site
-    channel: int
-
-    def __str__(self) -> str:
-        """Write as `0.mlp_neuron.31`."""
-        return f"{self.site}.{self.channel}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Node":
-        """Read `0.mlp_neuron.31` back; anything else is a `ValueError`."""
-        site, _, channel = text.rpartition(".")
-        if not channel.isdigit():
-            raise ValueError(f"A node is written layer.site.channel, got {text!r}.")
-        return cls(Site.parse(site), int(channel))
-
-
-class Edge(NamedTuple):
-    """One nonzero weight from a source node to a target node.
-
-    For q, k, v the channel of a node counts through the heads: head x d_head + channel in the head.
-    """
-
-    source: Node
-    target: Node
-    weight: float
-
-    def __str__(self) -> str:
-        """Write as `0.mlp_in.5 -> 0.mlp_neuron.31 (+1.25)`."""
-        return f"{self.source} -> {self.target} ({self.weight:+.3g})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +175,19 @@ class Circuit:
                 "channels have nothing to do with each other."
             )
 
+    def explain(self, model: Any, task: Any = None, *, n_tokens: int = 4) -> Any:
+        """Write the circuit out in words: `tl_sparse.explain.explain`, which see.
+
+        `model` is the one it was found in; with its task, answers are named. `str` of what comes
+        back, an `Explanation`, is the text.
+
+        Raises:
+            ValueError: If the circuit does not fit the model.
+        """
+        from tl_sparse.explain import explain
+
+        return explain(self, model, task, n_tokens=n_tokens)
+
     def to_networkx(self, *, residual: bool = False) -> Any:
         """Give the circuit as a `networkx.DiGraph`, nodes named as `str(node)`.
 
@@ -371,16 +320,6 @@ class Circuit:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"No circuit could be read from {path}: {error}.") from None
         return cls.from_json(text)
-
-
-def edge_order(edge: Edge) -> tuple[Any, ...]:
-    """Sort key of edges: by target, then source, in the order of the forward pass."""
-    return (
-        *edge.target.site.order,
-        edge.target.channel,
-        *edge.source.site.order,
-        edge.source.channel,
-    )
 
 
 def _finite(value: float) -> float | None:
