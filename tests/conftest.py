@@ -1,5 +1,6 @@
 """Small models and texts that the tests share."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -39,6 +40,19 @@ def make_model(
                     parameter.normal_(std=0.3, generator=generator)
         model.project_()
     return model
+
+
+def write_edges(model: HookedSparseTransformer, edges: Iterable[tuple[str, str, float]]) -> None:
+    """Write weights into a model, each named by its two nodes, as `0.mlp_in.4`."""
+    names = {"q": "attn.W_Q", "k": "attn.W_K", "v": "attn.W_V", "attn_out": "attn.W_O",
+             "mlp_neuron": "mlp.W_in", "mlp_out": "mlp.W_out"}  # fmt: skip
+    for source, target, weight in edges:
+        layer, site, channel = target.split(".")
+        a, b, d = int(source.split(".")[2]), int(channel), model.cfg.d_head
+        index = {"attn_out": (a // d, a % d, b), "mlp_neuron": (a, b), "mlp_out": (a, b)}
+        with torch.no_grad():
+            parameter = model.get_parameter(f"blocks.{layer}.{names[site]}")
+            parameter[index.get(site, (b // d, a, b % d))] = weight
 
 
 @pytest.fixture

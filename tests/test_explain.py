@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from conftest import write_edges
 
 from tl_sparse.circuit import Circuit, Edge, Node
 from tl_sparse.explain import explain, readout_nodes, residual_links
@@ -41,6 +42,8 @@ def pencil_model(n_layers: int = 1, **cfg) -> HookedSparseTransformer:
 
 
 def circuit_of(model, nodes, edges, reference: float = 0.0, **fields) -> Circuit:
+    """A circuit by the names of its nodes; its edges are written into the model."""
+    write_edges(model, edges)
     references = {i.site: (reference,) * i.width for i in site_map(model, final=True).sites}
     return Circuit(
         nodes=tuple(map(node, nodes)),

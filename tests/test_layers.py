@@ -38,6 +38,7 @@ LAYERS = {
     "released": 2,
     "model": 3,
     "selection": 3,
+    "circuit_checks": 3,
     "data": 4,
     "tasks": 5,
     "training": 5,

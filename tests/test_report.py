@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from conftest import write_edges
 
 from tl_sparse.circuit import Circuit, Edge, Node, Site
 from tl_sparse.curves import draw_curves
@@ -65,6 +66,8 @@ class Page(HTMLParser):
 
 
 def some_circuit(model, edges, **fields) -> Circuit:
+    """A circuit by the names of its nodes; its edges are written into the model."""
+    write_edges(model, edges)
     edges = tuple(Edge(Node.parse(a), Node.parse(b), w) for a, b, w in edges)
     return Circuit(
         nodes=tuple({node for edge in edges for node in (edge.source, edge.target)}),

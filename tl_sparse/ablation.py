@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import Circuit, Site
+from tl_sparse.circuit_checks import check_circuit
 from tl_sparse.data import Corpus
 from tl_sparse.selection import Selection, nonzero_weights
 from tl_sparse.sites import (
@@ -221,12 +222,9 @@ def only_circuit(model: HookedTransformer, circuit: Circuit) -> Iterator[None]:
     All of the model's hooks stay live, and everything is undone at the end, even by an exception.
 
     Raises:
-        ValueError: If the circuit was found in another model.
+        ValueError: If the circuit was found in another model, or does not fit it.
     """
-    if circuit.model_hash != model_hash(model):
-        raise ValueError(
-            f"The circuit {circuit.task} was found in another model, or the weights have changed."
-        )
+    check_circuit(circuit, model)
     sites = site_map(model, final=any(n.site.name == "final_in" for n in circuit.nodes))
     like = next(model.parameters()).detach()
     selection = select_circuit(circuit, sites, like.device)

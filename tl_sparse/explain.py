@@ -26,7 +26,8 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import SITES, Circuit, Edge, Node, Site
-from tl_sparse.sites import READ_SITES, joint_matrix, model_hash, site_map
+from tl_sparse.circuit_checks import check_circuit
+from tl_sparse.sites import READ_SITES, joint_matrix, site_map
 from tl_sparse.tasks.base import PairTask, Task
 from tl_sparse.wording import WRITE_SITES, ExplainedHead, ExplainedNode, Explanation, Weighted
 
@@ -40,13 +41,9 @@ def explain(
     between its two sides are named too. `n_tokens` is how many tokens are named for each read.
 
     Raises:
-        ValueError: If the circuit was found in another model.
+        ValueError: If the circuit was found in another model, or does not fit it.
     """
-    if circuit.model_hash != model_hash(model):
-        raise ValueError(
-            f"The circuit {circuit.task} was found in another model, or the weights have changed. "
-            "Explain it with the model that it was found in."
-        )
+    check_circuit(circuit, model)
     with torch.no_grad():
         return _Reader(circuit, model, task, n_tokens).explanation()
 

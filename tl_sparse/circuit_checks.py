@@ -1,0 +1,77 @@
+"""Does a circuit fit a model? Asked before it is run, explained, exported or compiled.
+
+A circuit's file names the model that it was found in by a hash. That alone keeps circuits and
+models together; the rest is about files that a program or a person has changed: nodes, references
+and edges have to be the model's.
+"""
+
+from collections import defaultdict
+
+import torch
+from transformer_lens import HookedTransformer
+
+from tl_sparse.circuit import Circuit, Edge, Site
+from tl_sparse.sites import SiteMap, joint_matrix, model_hash, site_map
+
+
+def check_circuit(circuit: Circuit, model: HookedTransformer) -> None:
+    """Check that a circuit fits a model: the same weights, its sites, its nodes, its edges.
+
+    Raises:
+        ValueError: If the circuit was found in another model or its weights have changed since, if
+            it has nodes or references that the model lacks, or an edge that is no weight of it.
+    """
+    if circuit.model_hash != model_hash(model):
+        raise ValueError(
+            f"The circuit {circuit.task} was found in another model, or the weights have changed. "
+            "Use it with the model that it was found in."
+        )
+    sites = site_map(model, final=True)
+    _check_references(circuit, sites)
+    _check_edges(circuit, model, sites)
+
+
+def _check_references(circuit: Circuit, sites: SiteMap) -> None:
+    """Check that there is one reference value for each node of the model and for no other."""
+    final = any(node.site.name == "final_in" for node in circuit.nodes)
+    for info in sites.sites:
+        n_given = len(circuit.references.get(info.site, ()))
+        if n_given == info.width or (info.site.name == "final_in" and not n_given and not final):
+            continue
+        raise ValueError(
+            f"The circuit {circuit.task} has {n_given} reference values for {info.site}, where the "
+            f"model has {info.width} nodes. The file was changed after it was written."
+        )
+    unknown = [site for site in circuit.references if site not in sites]
+    if unknown:
+        raise ValueError(
+            f"The circuit {circuit.task} has nodes at {unknown[0]}, and the model is without that "
+            "site. The file was changed after it was written."
+        )
+
+
+def _check_edges(circuit: Circuit, model: HookedTransformer, sites: SiteMap) -> None:
+    """Check that each edge is a weight of the model, to the rounding of the model's type."""
+    by_ends = {(joint.source, joint.target): joint for joint in sites.joints}
+    of_joint: dict[tuple[Site, Site], list[Edge]] = defaultdict(list)
+    for edge in circuit.edges:
+        of_joint[edge.source.site, edge.target.site].append(edge)
+    for ends, edges in of_joint.items():
+        has = f"The circuit {circuit.task} has the edge {edges[0]}"
+        if ends not in by_ends:
+            raise ValueError(f"{has}; no weight of the model leads from {ends[0]} to {ends[1]}.")
+        matrix = joint_matrix(model, by_ends[ends]).cpu()
+        channels = torch.tensor([(e.source.channel, e.target.channel) for e in edges])
+        weights = matrix[channels[:, 0], channels[:, 1]].tolist()
+        tolerance = 2 * torch.finfo(matrix.dtype).eps
+        for edge, weight in zip(edges, weights, strict=True):
+            has = f"The circuit {circuit.task} has the edge {edge}"
+            if weight == 0:
+                raise ValueError(
+                    f"{has}; in the model this weight is zero, and edges are weights that are not."
+                )
+            if not abs(edge.weight - weight) <= tolerance * abs(weight):
+                raise ValueError(
+                    f"{has}; in the model this weight is {weight:+.6g}. The file was changed after "
+                    "it was written."
+                )
