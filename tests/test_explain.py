@@ -7,7 +7,8 @@ import torch
 from conftest import write_edges
 
 from tl_sparse.circuit import Circuit, Edge, Node
-from tl_sparse.explain import explain, readout_nodes, residual_links
+from tl_sparse.explain import explain
+from tl_sparse.interface import readout_nodes, residual_links
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.sites import model_hash, site_map
 from tl_sparse.tasks.base import Pair, PairTask

@@ -45,7 +45,9 @@ LAYERS = {
     "ablation": 5,
     "pruning": 6,
     "presets": 1,
+    "interface": 6,
     "wording": 6,
+    "compiling": 7,
     "control": 7,
     "curves": 7,
     "drawing": 7,
@@ -60,6 +62,7 @@ LAYERS = {
 UPWARDS = {
     ("circuit", "explain"): "Circuit.explain: a circuit is data, and users look for what it can do"
     " on the object itself",
+    ("circuit", "compiling"): "Circuit.compile: likewise",
 }
 """Imports against the rule, each with its reason: allowed inside a function only, so that a circuit
 can be read and compared without loading what it calls."""

@@ -9,8 +9,9 @@ from conftest import write_edges
 from tl_sparse.circuit import Circuit, Edge, Node, Site
 from tl_sparse.curves import draw_curves
 from tl_sparse.drawing import draw_circuit
-from tl_sparse.explain import explain, residual_links
+from tl_sparse.explain import explain
 from tl_sparse.history import History
+from tl_sparse.interface import residual_links
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.report import Arm, write_page
 from tl_sparse.sites import model_hash, site_map

@@ -16,8 +16,9 @@ the model's own weights,
 `str(explanation)` is the text; its fields are plain data, `rows()` is a table and `to_dict()` JSON.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +28,18 @@ from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import SITES, Circuit, Edge, Node, Site
 from tl_sparse.circuit_checks import check_circuit
-from tl_sparse.sites import READ_SITES, joint_matrix, site_map
+from tl_sparse.interface import (
+    deciding_tokens,
+    final_gain,
+    held_weights,
+    read_gain,
+    readout_nodes,
+    residual_links,
+    token_text,
+)
+from tl_sparse.sites import READ_SITES, Joint, site_map
 from tl_sparse.tasks.base import PairTask, Task
-from tl_sparse.wording import WRITE_SITES, ExplainedHead, ExplainedNode, Explanation, Weighted
+from tl_sparse.wording import ExplainedHead, ExplainedNode, Explanation, Weighted
 
 
 def explain(
@@ -48,27 +58,6 @@ def explain(
         return _Reader(circuit, model, task, n_tokens).explanation()
 
 
-def residual_links(circuit: Circuit) -> list[tuple[Node, Node]]:
-    """Pair each kept write with the kept reads of its channel in later sublayers."""
-    writes: dict[int, list[Node]] = defaultdict(list)
-    for node in circuit.nodes:
-        if node.site.name in WRITE_SITES:
-            writes[node.channel].append(node)
-    return [
-        (source, read)
-        for read in circuit.nodes
-        if read.site.name in READ_SITES
-        for source in writes[read.channel]
-        if source.site.order < read.site.order
-    ]
-
-
-def readout_nodes(circuit: Circuit) -> tuple[Node, ...]:
-    """Give the nodes that the unembedding reads: the final reads if masked, else the writes."""
-    final = tuple(node for node in circuit.nodes if node.site.name == "final_in")
-    return final or tuple(node for node in circuit.nodes if node.site.name in WRITE_SITES)
-
-
 class _Reader:
     """Looks the weights around a circuit up."""
 
@@ -76,8 +65,9 @@ class _Reader:
         self, circuit: Circuit, model: HookedTransformer, task: Task | None, n_tokens: int
     ) -> None:
         self.circuit, self.model, self.n_tokens = circuit, model, n_tokens
+        self.token = partial(token_text, model)
         self.answers = dict(task.answer_ids) if isinstance(task, PairTask) else {}
-        self.deciding = _deciding_tokens(task) if isinstance(task, PairTask) else ()
+        self.deciding = deciding_tokens(task) if isinstance(task, PairTask) else ()
         self.into: dict[Node, list[Edge]] = defaultdict(list)
         self.out_of: dict[Node, list[Edge]] = defaultdict(list)
         for edge in circuit.edges:
@@ -106,12 +96,11 @@ class _Reader:
             notes=tuple(self._notes()),
         )
 
-    def _arriving(self, joint: Any) -> tuple[Tensor, Tensor]:
-        """Give bias and sum of weight x reference at each node of a joint's target."""
-        matrix = joint_matrix(self.model, joint).double().cpu()
+    def _arriving(self, joint: Joint) -> tuple[Tensor, Tensor]:
+        """Give bias and sum of held weight x reference at each node of a joint's target."""
         reference = torch.tensor(self.circuit.references[joint.source], dtype=torch.float64)
         bias = self.model.get_parameter(joint.bias).detach().flatten().double().cpu()
-        return bias, reference @ matrix
+        return bias, reference @ held_weights(self.circuit, self.model, joint)
 
     def _node(self, node: Node) -> ExplainedNode:
         site, channel = node.site, node.channel
@@ -121,15 +110,8 @@ class _Reader:
         if site.name in READ_SITES:
             found |= self._read(node)
         else:
-            bias, total = self.arriving[site]
-            references = self.circuit.references
-            live = sum(
-                e.weight * references[e.source.site][e.source.channel] for e in self.into[node]
-            )
-            constant = total[channel].item() - live
-            # What is left of a sum whose every term was taken out again is rounding, not a number.
-            found["constant"] = constant if abs(constant) > 1e-9 else 0.0
-            found["bias"] = bias[channel].item()
+            bias, constant = self.arriving[site]
+            found |= {"bias": bias[channel].item(), "constant": constant[channel].item()}
         if node in self.readouts:
             found |= self._readout(node)
         return ExplainedNode(
@@ -148,43 +130,34 @@ class _Reader:
         if node.channel >= self.model.cfg.d_model:
             return self._read_position(node)
         column = self.model.embed.W_E.detach()[:, node.channel]
-        norm = self.model.ln_final
-        if node.site.name != "final_in":
-            block = self.model.blocks[node.site.layer]
-            norm = block.ln1 if node.site.name == "attn_in" else block.ln2
         return {
-            "gain": self._gain(norm, node.channel),
+            "gain": read_gain(self.model, node),
             "highest": self._top(column),
             "lowest": self._top(column, sign=-1),
             "n_tokens": int((column != 0).sum()),
-            "task_tokens": tuple((self._token(i), column[i].item()) for i in self.deciding),
+            "task_tokens": tuple((self.token(i), column[i].item()) for i in self.deciding),
             "written_by": tuple(self.written_by[node]),
         }
 
     def _read_position(self, node: Node) -> dict[str, Any]:
         model: Any = self.model
-        block, channel = model.blocks[node.site.layer], node.channel - model.cfg.d_model
+        channel = node.channel - model.cfg.d_model
         column = model.positions.table.detach()[:, channel]
-        norm = block.ln1_positions if node.site.name == "attn_in" else block.ln2_positions
         return {
             "position_channel": channel,
-            "gain": self._gain(norm, channel),
+            "gain": read_gain(model, node),
             "highest": self._top(column, name="position {}".format),
             "lowest": self._top(column, sign=-1, name="position {}".format),
         }
 
     def _readout(self, node: Node) -> dict[str, Any]:
         row = self.model.unembed.W_U.detach()[node.channel]
-        row = row * self._gain(self.model.ln_final, node.channel)
+        row = row * final_gain(self.model, node.channel)
         return {
             "logits": tuple((repr(text), row[i].item()) for text, i in self.answers.items()),
             "raises": self._top(row),
             "lowers": self._top(row, sign=-1),
         }
-
-    def _gain(self, norm: Any, channel: int) -> float:
-        weight = getattr(norm, "w", None)
-        return weight[channel].item() if isinstance(weight, Tensor) else 1.0
 
     def _top(
         self,
@@ -194,17 +167,13 @@ class _Reader:
         name: Callable[[int], str] | None = None,
     ) -> tuple[Weighted, ...]:
         """Give the tokens, or what else `name` says, with the largest entries of one sign."""
-        name = name or self._token
+        name = name or self.token
         values, ids = (sign * column).topk(min(self.n_tokens, len(column)))
         return tuple(
             (name(i), sign * value)
             for value, i in zip(values.tolist(), ids.tolist(), strict=True)
             if value > 0
         )
-
-    def _token(self, i: int) -> str:
-        tokenizer: Any = self.model.tokenizer
-        return f"token {i}" if tokenizer is None else repr(tokenizer.decode([i]))
 
     def _heads(self) -> list[ExplainedHead]:
         kept = {node for node in self.circuit.nodes if node.site.name in ("q", "k", "v")}
@@ -256,15 +225,3 @@ class _Reader:
                 f" the {cfg.d_model} of the residual stream; no node writes them."
             )
         return notes
-
-
-def _deciding_tokens(task: PairTask, n_pairs: int = 64) -> tuple[int, ...]:
-    """Give the tokens in which the two prompts of a pair differ, where that is so in many pairs."""
-    n_pairs = min(n_pairs, task.n_examples("train"))
-    batch = task.batch("train", range(n_pairs))
-    prompts = [
-        set(row[: end + 1].tolist()) for row, end in zip(batch.tokens, batch.last, strict=True)
-    ]
-    sides = zip(prompts[:n_pairs], prompts[n_pairs:], strict=True)
-    counts = Counter(token for a, b in sides for token in sorted(a ^ b))
-    return tuple(token for token, count in counts.most_common(4) if count >= n_pairs / 8)

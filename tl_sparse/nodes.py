@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 SITES = ("attn_in", "q", "k", "v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out", "final_in")
 """Every site, in the order of the forward pass. `final_in` is the input of the unembedding."""
 
+WRITE_SITES = frozenset({"attn_out", "mlp_out"})
+"""Sites whose nodes are added to the residual stream."""
+
 
 class Site(NamedTuple):
     """A place where nodes live: a site's name in one layer."""

@@ -14,9 +14,9 @@ from typing import Any
 from tl_sparse.circuit import Circuit
 from tl_sparse.curves import draw_curves
 from tl_sparse.drawing import draw_circuit
-from tl_sparse.explain import residual_links
 from tl_sparse.files import write_text
 from tl_sparse.history import History
+from tl_sparse.interface import residual_links
 from tl_sparse.wording import Explanation, escape
 
 NOT_AUDITED = (

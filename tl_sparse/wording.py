@@ -11,14 +11,11 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
-from tl_sparse.circuit import Node
+from tl_sparse.nodes import WRITE_SITES, Node
 from tl_sparse.sites import READ_SITES
 
 Weighted = tuple[str, float]
 """A token, an answer or a node, as text, and the weight that goes with it."""
-
-WRITE_SITES = frozenset({"attn_out", "mlp_out"})
-"""Sites whose nodes are added to the residual stream."""
 
 _SUBLAYER = {"attn_in": "attention", "q": "attention", "k": "attention", "v": "attention",
              "attn_out": "attention", "mlp_in": "MLP", "mlp_neuron": "MLP",
