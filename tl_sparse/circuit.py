@@ -188,6 +188,18 @@ class Circuit:
 
         return explain(self, model, task, n_tokens=n_tokens)
 
+    def compile(self, model: Any, *, answers: Any = None, max_rivals: float = 0.5) -> Any:
+        """Make a small `nn.Module` of the circuit: `tl_sparse.compiling.compile_circuit`, which see.
+
+        Tokens in, the task's answer logits out, equal to the model's with only the circuit left in.
+
+        Raises:
+            ValueError: If the circuit does not fit the model, or can't be compiled exactly.
+        """
+        from tl_sparse.compiling import compile_circuit
+
+        return compile_circuit(self, model, answers=answers, max_rivals=max_rivals)
+
     def to_networkx(self, *, residual: bool = False) -> Any:
         """Give the circuit as a `networkx.DiGraph`, nodes named as `str(node)`.
 

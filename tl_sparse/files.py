@@ -21,6 +21,15 @@ def write_text(path: str | Path, text: str) -> None:
     _replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write bytes to a file, whole or not at all.
+
+    Raises:
+        OSError: If the disk is full or the place can't be written; what stood there is untouched.
+    """
+    _replace(Path(path), lambda temporary: temporary.write_bytes(data))
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

@@ -13,11 +13,14 @@ the class, and the road there is this package). What differs from the host:
 At density 1, with nothing sparse asked for, it is bit for bit TransformerLens' own.
 """
 
+from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
+
 from tl_sparse.model.blocks import AttentionPath, SparseAttention, SparseTransformerBlock
 from tl_sparse.model.cache import SparseActivationCache
 from tl_sparse.model.transformer import HookedSparseTransformer
 
 __all__ = [
+    "SUPPORTED_ACTIVATIONS",
     "AttentionPath",
     "HookedSparseTransformer",
     "SparseActivationCache",

@@ -196,6 +196,7 @@ def _circuit(search: _Search, *, losses: dict[str, float], forced: bool) -> Circ
     n_interface, n_biases = interface_counts(trial.model, channels)
     provenance = {
         "pruning": config.to_dict(),
+        "answers": dict(getattr(trial.task, "answer_ids", {})),
         "references": dict(references.provenance),
         "versions": versions(),
         "stages": [{k: v for k, v in stage.items() if k != "seconds"} for stage in search.stages],
