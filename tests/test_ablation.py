@@ -189,6 +189,39 @@ def test_gradients_of_gates_match_finite_differences(model, tokens):
         assert gradient[channel].item() == pytest.approx(difference.item(), rel=1e-5, abs=1e-9)
 
 
+@pytest.mark.parametrize("norm", ["LN", "RMS", "LNPre"])
+def test_a_stock_norm_that_is_not_folded_stands_between_a_value_and_a_cut_weight(norm, tokens):
+    """Its hook point comes before gain and bias, so the target sees the value through both."""
+    shape = {"normalization_type": norm, "use_attention_sinks": False, "dtype": torch.float64}
+    stock = HookedTransformer(SHAPE | shape)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            parameter.normal_(std=0.5, generator=generator)
+    joints = site_map(stock).joints
+    joint = next(j for j in joints if (j.source.layer, j.target.name) == (1, "mlp_neuron"))
+    values = random_values(stock)
+    gate = torch.ones_like(joint_matrix(stock, joint))
+    gate[3, 5] = 0
+    seen = {}
+
+    def note(x, hook):
+        seen["normed"] = x
+
+    def swap(x, hook):
+        moved = (values[joint.source][3] - seen["normed"][..., 3]) * stock.W_in[1, 3, 5]
+        gain = stock.get_parameter("blocks.1.ln2.w")[3] if norm != "LNPre" else 1.0
+        x[..., 5] += moved * gain
+        return x
+
+    hooks = [("blocks.1.ln2.hook_normalized", note), ("blocks.1.mlp.hook_pre", swap)]
+    with torch.no_grad():
+        expected = stock.run_with_hooks(tokens, fwd_hooks=hooks)
+        with gated(stock, site_map(stock), {}, values, {joint: gate}):
+            got = stock(tokens)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("stock", [False, True])
 def test_references_are_the_means_over_the_training_text(stock, corpus):
     shape = SHAPE | {"d_vocab": corpus.d_vocab, "dtype": torch.float64}

@@ -28,6 +28,7 @@ from tl_sparse.sites import (
     as_parameter,
     joint_matrix,
     model_hash,
+    seen_by_weights,
     site_map,
 )
 
@@ -172,7 +173,8 @@ def _cut(
         matrix = joint_matrix(model, joint)
         kept = matrix * gate
         replaced[joint.weight] = as_parameter(model, joint, kept)
-        shift = values[joint.source].to(kept)[:, None] * (matrix - kept)
+        seen = seen_by_weights(model, joint.source, values[joint.source].to(kept))
+        shift = seen[:, None] * (matrix - kept)
         bias = model.get_parameter(joint.bias)
         if joint.target.name == "attn_out" and model.cfg.use_attention_sinks:
             attention: Any = model.blocks[joint.target.layer].attn

@@ -1,6 +1,7 @@
 """How the pruner sees a model: places where nodes live, and the weights that join them.
 
-`site_map(model)` lists, for any HookedTransformer of GPT-2's shape, sparse or not,
+`site_map(model)` lists, for any HookedTransformer of GPT-2's shape, sparse or not, causal or
+bidirectional, with a norm or (if it is a HookedSparseTransformer) without,
 
 - its **sites**: hook point, width, and the axes of the activation that hold the nodes;
 - its **joints**: each weight matrix that joins two sites, as a (source width, target width) matrix.
@@ -12,8 +13,8 @@ is another map.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
@@ -134,12 +135,15 @@ def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
                 hook = _STOCK_HOOKS[name].format(l=layer)
             sites.append(SiteInfo(Site(layer, name), hook, widths[name]))
     if final:
-        last = Site(cfg.n_layers, "final_in")
-        sites.append(SiteInfo(last, "ln_final.hook_normalized", (cfg.d_model,)))
+        hook = "ln_final.hook_normalized"
+        if cfg.normalization_type is None:  # the unembedding reads the residual stream itself
+            hook = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
+        sites.append(SiteInfo(Site(cfg.n_layers, "final_in"), hook, (cfg.d_model,)))
     missing = [info.hook_name for info in sites if info.hook_name not in model.hook_dict]
     if missing:
         raise ValueError(
-            f"The model has no hook point {missing[0]}; it needs a norm before each read."
+            f"The model has no hook point {missing[0]}; it needs a norm before each read. A "
+            "HookedSparseTransformer of the same weights needs none."
         )
     joints = tuple(
         Joint(Site(layer, a), Site(layer, b), f"blocks.{layer}.{weight}", f"blocks.{layer}.{bias}")
@@ -170,6 +174,23 @@ def as_parameter(
     return matrix.unflatten(1, (shape[0], shape[2])).transpose(0, 1)
 
 
+def seen_by_weights(
+    model: HookedTransformer, site: Site, values: Float[Tensor, "*batch_pos node"]
+) -> Float[Tensor, "*batch_pos node"]:
+    """Give what the weights behind a site see of its nodes' values.
+
+    That is the values, but in a stock model, whose reads are the norm's hook point: there gain and
+    bias of the norm, if they are not folded, come after it.
+    """
+    norm_name = {"attn_in": "ln1", "mlp_in": "ln2"}.get(site.name)
+    if norm_name is None or _HOOKS[site.name].format(l=site.layer) in model.hook_dict:
+        return values
+    norm: Any = getattr(model.blocks[site.layer], norm_name)
+    if hasattr(norm, "w"):
+        values = values * norm.w.detach()
+    return values + norm.b.detach() if hasattr(norm, "b") else values
+
+
 def interface_counts(
     model: HookedTransformer, channels: Mapping[Site, tuple[int, ...]]
 ) -> tuple[int, int]:
@@ -197,10 +218,14 @@ def interface_counts(
 
 
 def model_hash(model: HookedTransformer) -> str:
-    """Give a hash of a model's parameters: names, shapes, types and every bit of every entry."""
+    """Give a hash of a model's parameters: names, shapes and every bit of every entry.
+
+    Entries are hashed in double precision, so that `model.double()`, the same weights computed with
+    more digits, is the same model.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        tensor = parameter.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        tensor = parameter.detach().cpu().double().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
