@@ -5,7 +5,7 @@ belongs is answered in the same words as a number out of range.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
@@ -123,3 +123,20 @@ def make_plain_(config: Any) -> None:
     """Turn the numbers of a frozen dataclass into Python's own, in place."""
     for field in fields(config):
         object.__setattr__(config, field.name, plain(getattr(config, field.name)))
+
+
+SEED = integer("is an integer in [0, 2**63)", 0, below=2**63)
+
+
+@checks_itself
+def from_mapping(cls: Any, values: Any) -> Any:
+    """Build a config from its fields' values; an unknown key is a `ValueError`."""
+    known = {f.name for f in fields(cls)}
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} is built from a mapping of its fields, got {values!r}.")
+    unknown = sorted(str(name) for name in values if name not in known)
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}."
+        )
+    return cls(**values)

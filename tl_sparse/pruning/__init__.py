@@ -4,13 +4,25 @@ In the order of a call:
 
 - `trial`: how a selection of nodes and edges is run and judged,
 - `learning`: masks learned with a straight-through step, first on nodes, then on edges,
+- `scores`: attribution, magnitude and chance in the masks' place, as baselines,
 - `sizes`: the smallest of the nested selections on the way that reaches the target,
 - `cleanup`: what the target does not need goes, one by one, in pairs, and by exchange,
-- `prune`: the stages in a row, and the circuit that comes of them.
+- `prune`: the stages in a row, and the circuit that comes of them,
+- `sweep`: a method's whole curve, edges against loss, without a target.
 """
 
 from tl_sparse.pruning.cleanup import CleanUp
 from tl_sparse.pruning.prune import TaskGateError, UnreachableTargetError, prune
+from tl_sparse.pruning.sweep import Sweep, sweep
 from tl_sparse.pruning.trial import Trial, evaluate
 
-__all__ = ["CleanUp", "TaskGateError", "Trial", "UnreachableTargetError", "evaluate", "prune"]
+__all__ = [
+    "CleanUp",
+    "Sweep",
+    "TaskGateError",
+    "Trial",
+    "UnreachableTargetError",
+    "evaluate",
+    "prune",
+    "sweep",
+]

@@ -4,8 +4,8 @@ Node pruning of Gao et al. 2025 (arXiv 2511.13653, section 2.2 and A.5), then wh
 would be better, the same on single edges, and the clean-up that they did by hand:
 
 1. gate: a task that the whole model can't do is not pruned,
-2. nodes: learn a mask on every node; of the nested selections on the way take the smallest that
-   reaches the target on the *validation* examples,
+2. nodes: learn a mask on every node, or score it (`config.method`); of the nested selections on the
+   way take the smallest that reaches the target on the *validation* examples,
 3. edges: learn a mask on every nonzero weight between these nodes, and choose the size alike. A cut
    edge shows its target the source's reference value,
 4. clean up: take out, put back, and take out again until nothing can go,
@@ -14,6 +14,8 @@ would be better, the same on single edges, and the clean-up that they did by han
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformer_lens import HookedTransformer
@@ -24,6 +26,7 @@ from tl_sparse.circuit import Circuit, edge_order
 from tl_sparse.config import PruningConfig
 from tl_sparse.pruning.cleanup import CleanUp
 from tl_sparse.pruning.learning import learn_edges, learn_nodes
+from tl_sparse.pruning.scores import score_edges, score_nodes
 from tl_sparse.pruning.sizes import Curve, choose_edges, choose_nodes
 from tl_sparse.pruning.trial import Trial, evaluate
 from tl_sparse.selection import Selection
@@ -86,20 +89,27 @@ def prune(
             "force=True.",
             whole,
         )
-    required = [p for p in model.parameters() if p.requires_grad]
-    for parameter in required:
-        parameter.requires_grad_(False)
-    try:
+    with frozen_parameters(model):
         search = _Search(Trial(model, task, sites, references), config, progress)
         search.nodes(whole)
         search.refine()
         with search.trial.only(search.best):
             losses = {"validation": evaluate(model, task, "validation")[0]}
             losses["test"], losses["test_accuracy"] = evaluate(model, task, "test")
+    return _circuit(search, losses=whole | losses, forced=not accurate)
+
+
+@contextmanager
+def frozen_parameters(model: HookedTransformer) -> Iterator[None]:
+    """Let no gradient reach a model's parameters inside a `with` block; masks learn faster so."""
+    required = [p for p in model.parameters() if p.requires_grad]
+    for parameter in required:
+        parameter.requires_grad_(False)
+    try:
+        yield
     finally:
         for parameter in required:
             parameter.requires_grad_(True)
-    return _circuit(search, losses=whole | losses, forced=not accurate)
 
 
 class _Search:
@@ -117,7 +127,8 @@ class _Search:
     def nodes(self, whole: dict[str, float]) -> None:
         """Find the nodes, with every weight between them."""
         config, began = self.config, time.perf_counter()
-        self.node_taus = learn_nodes(self.trial, config, self.progress)
+        rank = learn_nodes if config.method == "learned" else score_nodes
+        self.node_taus = rank(self.trial, config, self.progress)
         chosen, self.curve = choose_nodes(
             self.trial,
             self.node_taus,
@@ -143,7 +154,8 @@ class _Search:
         try:
             if self.config.edges:
                 began = time.perf_counter()
-                edge_taus = learn_edges(self.trial, pool, self.config, self.progress)
+                rank = learn_edges if self.config.method == "learned" else score_edges
+                edge_taus = rank(self.trial, pool, self.config, self.progress)
                 chosen, self.edge_curve = choose_edges(
                     self.trial, pool, edge_taus, self.config.target_loss, progress=self.progress
                 )

@@ -25,6 +25,15 @@ def choose_nodes(
     trial: Trial, taus: Mapping[Site, Tensor], target: float, *, tie_qk: bool, progress: bool
 ) -> tuple[Selection | None, Curve]:
     """Give the smallest selection of nodes that reaches the target, if any; the sizes tried."""
+    select = nested_nodes(trial, taus, tie_qk=tie_qk)
+    total = sum(len(tau) for tau in taus.values())
+    return _choose(trial, select, total, target, progress)
+
+
+def nested_nodes(
+    trial: Trial, taus: Mapping[Site, Tensor], *, tie_qk: bool
+) -> Callable[[int], Selection]:
+    """Give the function from a number of nodes to the selection of those ranked highest."""
     ranks = rank(taus)
 
     def select(n: int) -> Selection:
@@ -36,8 +45,7 @@ def choose_nodes(
                     kept[site] = kept[key] = kept[site] | kept[key]
         return select_nodes(kept, trial.weights, tie_qk=tie_qk)
 
-    total = sum(len(tau) for tau in taus.values())
-    return _choose(trial, select, total, target, progress)
+    return select
 
 
 def choose_edges(

@@ -37,10 +37,12 @@ class Trial:
             selection.node_gates(self.like), selection.edge_gates(self.like, self.weights)
         )
 
-    def loss(self, selection: Selection, *, n_examples: int | None = None) -> float:
-        """Give the validation loss with a selection left in, on all examples or on some."""
+    def loss(
+        self, selection: Selection, *, n_examples: int | None = None, split: Split = "validation"
+    ) -> float:
+        """Give the loss with a selection left in, on all examples of a split or on some."""
         with self.only(selection):
-            return evaluate(self.model, self.task, "validation", n_examples=n_examples)[0]
+            return evaluate(self.model, self.task, split, n_examples=n_examples)[0]
 
 
 @torch.no_grad()
