@@ -224,9 +224,12 @@ def held_weights(
 
 
 def read_gain(model: HookedTransformer, node: Node) -> float:
-    """Give the gain that a read's channel has in the norm before it; 1 without gains."""
+    """Give the gain that a read's channel has in the norm before it; 1 without gains.
+
+    The final read stands before the gain of its norm, `final_gain`, which is the logits'.
+    """
     if node.site.name == "final_in":
-        return final_gain(model, node.channel)
+        return 1.0
     block: Any = model.blocks[node.site.layer]
     attention, d_model = node.site.name == "attn_in", model.cfg.d_model
     if node.channel < d_model:
