@@ -10,6 +10,8 @@ from tl_sparse import data
 from tl_sparse.config import SparsityConfig
 from tl_sparse.model import HookedSparseTransformer
 
+collect_ignore = ["golden/tracr/make.py"]  # needs Tracr and jax
+
 torch.set_num_threads(1)  # the models are tiny; a second thread only waits
 
 SHAPE: dict[str, Any] = {

@@ -11,6 +11,7 @@ task.batch("test")                                           # pairs, as tokens
 tasks.from_jsonl("pairs.jsonl", tokenizer=tokenizer)         # pairs of your own
 tasks.mine(corpus, (" is", " in"))                           # real contexts of two tokens
 tasks.shuffled(task)                                         # a control that nobody can solve
+tasks.SequenceTask("mirror", examples)                       # an answer at every position
 ```
 """
 
@@ -31,6 +32,7 @@ from tl_sparse.tasks import (
 from tl_sparse.tasks.base import SPLITS, Pair, PairTask, Split, Task, TaskBatch
 from tl_sparse.tasks.controls import NONSENSE_QUOTES, shuffled
 from tl_sparse.tasks.mining import mine
+from tl_sparse.tasks.sequences import SequenceExample, SequenceTask
 from tl_sparse.tasks.templates import PairSpec, make
 from tl_sparse.tasks.user import from_jsonl, from_pairs
 
@@ -89,6 +91,8 @@ __all__ = [
     "Pair",
     "PairSpec",
     "PairTask",
+    "SequenceExample",
+    "SequenceTask",
     "Split",
     "Task",
     "TaskBatch",
