@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # Small models wake their threads often: spinning a little saves a quarter of the time on idle cores,
 # and spinning for long, which is the default, costs a multiple of it when the cores are shared.
@@ -30,7 +30,7 @@ help:  ## list these commands
 demo: $(STAMP)  ## text -> sparse model -> circuit, in demo/ (stages that are there are kept)
 	$(BIN)/tl-sparse demo
 
-test: $(STAMP)  ## the tests and the docstring examples, once (PYTEST_ARGS="-n 2 --dist loadfile")
+test: $(STAMP)  ## the tests and the docstring examples, in two processes (PYTEST_ARGS="" for one)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-host: $(STAMP)  ## TransformerLens' own tests with our class in place of theirs (10 minutes; needs PyPI)
