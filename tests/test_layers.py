@@ -39,6 +39,7 @@ LAYERS = {
     "model": 3,
     "selection": 3,
     "circuit_checks": 3,
+    "resampling": 4,
     "data": 4,
     "tasks": 5,
     "tracr": 4,
@@ -52,6 +53,7 @@ LAYERS = {
     "control": 7,
     "curves": 7,
     "drawing": 7,
+    "gate": 7,
     "explain": 7,
     "exports": 7,
     "sae_baseline": 7,
@@ -76,7 +78,7 @@ HOST_ALLOWED = ("transformer_lens", "transformer_lens.hook_points")
 ONLY_IN = {"plotly": {"report"}, "sae_lens": {"sae_baseline"}}
 """Libraries that stand behind one module."""
 
-ONLY_IN_FUNCTIONS = {"datasets", "plotly", "sae_lens"}
+ONLY_IN_FUNCTIONS = {"datasets", "plotly", "optuna", "sae_lens"}
 """Libraries that are slow to import: never at the top of a module."""
 
 

@@ -1,4 +1,4 @@
-"""The command line: `tl-sparse demo | tasks | info`, thin over the functions of the package."""
+"""The command line: `tl-sparse demo | tasks | prune | info`, thin over the package's functions."""
 
 import os
 
@@ -8,7 +8,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -64,7 +64,8 @@ def demo(
 def tasks(
     name: Annotated[str | None, typer.Argument(help="A task to see pairs of.")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A model folder, to see the pairs for its tokenizer.")
+        Path | None,
+        typer.Option(help="A model folder: which tasks it can do, and pairs for its tokenizer."),
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="All tasks with examples, as in docs/tasks.md.")
@@ -72,6 +73,8 @@ def tasks(
 ) -> None:
     """List the tasks that circuits can be found for, or show pairs of one.
 
+    With --model and no name, the model is scored on all of them: which can it do well enough to
+    prune for (its test accuracy reaches the gate)?
     Pairs depend on the tokenizer. Without --model it is a small one, trained on the spot. In the
     list, words in angle brackets stand for words of the prompt.
     """
@@ -81,6 +84,9 @@ def tasks(
 
     try:
         specs = [all_tasks.spec(each) for each in all_tasks.names()]
+        if name is None and not markdown and model is not None:
+            _show_scores(HookedSparseTransformer.load(model))
+            return
         if name is None and not markdown:
             for spec in specs:
                 _say(f"{spec.name:28}{spec.decides}: {catalog.answers_of(spec)}")
@@ -97,6 +103,118 @@ def tasks(
     except ValueError as error:
         _errors.print(f"Error: {error}", markup=False)
         raise typer.Exit(1) from None
+
+
+def _show_scores(model: Any) -> None:
+    """Print how well a model does every task."""
+    from rich.progress import track
+    from rich.table import Table
+
+    from tl_sparse.gate import task_scores
+    from tl_sparse.tasks import names
+
+    scores = list(
+        track(task_scores(model), "tasks", total=len(names()), console=_errors, transient=True)
+    )
+    table = Table("task", "test loss", "accuracy", "gate", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for score in scores:
+        if score.loss is None or score.accuracy is None:
+            continue
+        verdict = "passes" if score.passes else "fails"
+        table.add_row(score.name, f"{score.loss:.3f}", f"{score.accuracy:.1%}", verdict)
+    _console.print(table)
+    for score in scores:
+        if score.why_not:
+            _say(f"{score.name}: not for this tokenizer; {score.why_not}")
+    n_served = sum(not score.why_not for score in scores)
+    _say(f"{sum(score.passes for score in scores)} of {n_served} pass the gate")
+
+
+@app.command()
+def prune(
+    model: Annotated[
+        Path, typer.Argument(help="A model folder, e.g. demo/sparse/checkpoint/model.")
+    ],
+    task: Annotated[str, typer.Argument(help="A task by name; `tl-sparse tasks` lists them.")],
+    out: Annotated[Path, typer.Option(help="The file that the circuit is written to.")] = Path(
+        "circuit.json"
+    ),
+    target_loss: Annotated[
+        float, typer.Option(help="Task loss, in nats, that the circuit must reach.")
+    ] = 0.15,
+    corpus_cache: Annotated[
+        Path | None,
+        typer.Option(help="Where corpora stand, e.g. demo/corpus; default: the cache folder."),
+    ] = None,
+    reference_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of text over which the nodes' means are measured.")
+    ] = 2**18,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the masks and the pairs' order.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on if the model can't do the task.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Find the circuit of a task in a model, down to single weights, and write it to a file.
+
+    First the mean of every node over the text that the model was trained on (if it is in the cache,
+    else over the default Python text): what a node is set to when it is cut. Then the fewest nodes
+    and edges whose loss on the task stays at the target. A model that answers fewer than 90 % of
+    the test prompts right is refused: `tl-sparse tasks --model MODEL` shows what it can do.
+
+    Ctrl-C after the nodes are found keeps the smallest circuit so far.
+
+    For example:  tl-sparse prune demo/sparse/checkpoint/model single_double_quote
+    --corpus-cache demo/corpus
+    """
+    from tl_sparse import tasks as all_tasks
+    from tl_sparse.ablation import references
+    from tl_sparse.config import PruningConfig
+    from tl_sparse.model import HookedSparseTransformer
+    from tl_sparse.pruning import TaskGateError
+    from tl_sparse.pruning import prune as prune_model
+
+    try:
+        config = PruningConfig(target_loss=target_loss, seed=seed)
+        loaded = HookedSparseTransformer.load(model)
+        if loaded.tokenizer is None:
+            raise ValueError("The model has no tokenizer, and tasks are made for one.")
+        found = all_tasks.get(task, tokenizer=loaded.tokenizer, max_tokens=loaded.cfg.n_ctx)
+        corpus = _corpus_of(loaded, corpus_cache, progress=not quiet)
+        refs = references(loaded, corpus, reference_tokens, progress=not quiet)
+        circuit = prune_model(loaded, found, refs, config, force=force, progress=not quiet)
+        circuit.save(out)
+    except KeyboardInterrupt:
+        _errors.print("Stopped before there was a circuit; nothing was written.")
+        raise typer.Exit(130) from None
+    except TaskGateError as error:
+        _errors.print(f"Error: {error} (Here: --force.)", markup=False)
+        raise typer.Exit(1) from None
+    except (ValueError, OSError) as error:
+        _errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from None
+    if circuit.provenance.get("interrupted"):
+        _say("Stopped: the smallest circuit so far, smaller ones may exist.")
+    _say(repr(circuit))
+    _say(f"Written to {out}.")
+
+
+def _corpus_of(model: Any, folder: Path | None, *, progress: bool) -> Any:
+    """Open the text that a model was trained on, or else the default text for its tokenizer."""
+    from tl_sparse import data
+    from tl_sparse.data.corpora import open_cached
+
+    place = data.default_cache_dir() if folder is None else folder
+    for name in reversed(model.trained_on):
+        if corpus := open_cached(place / name, tokenizer=model.tokenizer):
+            return corpus
+    _errors.print(
+        f"The text that the model was trained on is not known to be in {place}; means are taken "
+        "over the default Python text.",
+        markup=False,
+    )
+    return data.python_corpus(tokenizer=model.tokenizer, cache_dir=place, progress=progress)
 
 
 @app.command()
