@@ -1,6 +1,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -282,3 +283,14 @@ def test_a_circuit_explains_itself(quotes):
     assert circuit.explain(model, task) == explain(circuit, model, task)
     assert circuit.explain(model, n_tokens=1) == explain(circuit, model, n_tokens=1)
     assert circuit.explain(model) != circuit.explain(model, n_tokens=1)
+
+
+def test_nodes_that_no_edge_leads_into_are_held_and_the_text_says_so(quotes):
+    model, task, circuit = quotes
+    kept = [e for e in circuit.edges if str(e.target) != "0.mlp_neuron.3"]
+    cut = replace(circuit, edges=tuple(kept))
+    found = explain(cut, model, task)
+    assert (found.n_nodes, found.n_edges) == (cut.n_nodes - 2, 3)
+    assert "0.mlp_neuron.3" not in {n.node for n in found.nodes}
+    assert "* No edge leads into 0.mlp_neuron.3, 0.mlp_out.1: held too" in str(found)
+    assert "No edge leads into" not in str(explain(circuit, model, task))

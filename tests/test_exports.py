@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -386,12 +387,14 @@ def test_a_model_with_a_part_that_the_sums_do_not_know_is_refused():
         prompt_graph(random_circuit(model), model, PROMPT)
 
 
-def test_a_node_that_its_edges_leave_without_in_edge_is_no_place():
+def test_a_node_that_its_edges_leave_without_in_edge_is_no_place_and_writes_nothing():
     model, circuit = pencil()
-    cut = circuit - circuit_of(model, [("0.v.2", "0.attn_out.1", 2.0)])
-    assert Node.parse("0.attn_out.1") not in cut.nodes
-    lonely = circuit_of(model, [("0.mlp_in.1", "0.mlp_neuron.2", 5.0)], nodes=["0.attn_out.1"])
-    assert not any(str(p.what) == "0.attn_out.1" for p in prompt_graph(lonely, model, [1]).values)
+    cut = replace(circuit, edges=circuit.edges[1:])  # nothing leads into the head's v
+    assert str(circuit.edges[0].target) == "0.v.2"
+    places = {str(place.what) for place in prompt_graph(cut, model, [1, 2]).values}
+    assert places.isdisjoint({"0.v.2", "0.attn_out.1"})
+    assert mib_graph(circuit, model)["nodes"]["a0.h1"]["in_graph"]
+    assert not mib_graph(cut, model)["nodes"]["a0.h1"]["in_graph"]
 
 
 # -- heads and MLPs -------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from tl_sparse.interface import (
     read_gain,
     readout_nodes,
     residual_links,
+    running_part,
     token_text,
 )
 from tl_sparse.sites import READ_SITES, Joint, site_map
@@ -64,7 +65,9 @@ class _Reader:
     def __init__(
         self, circuit: Circuit, model: HookedTransformer, task: Task | None, n_tokens: int
     ) -> None:
-        self.circuit, self.model, self.n_tokens = circuit, model, n_tokens
+        self.circuit, self.model, self.n_tokens = running_part(circuit, model), model, n_tokens
+        self.dropped = sorted(set(circuit.nodes) - set(self.circuit.nodes))
+        circuit = self.circuit
         self.token = partial(token_text, model)
         self.answers = dict(task.answer_ids) if isinstance(task, PairTask) else {}
         self.deciding = deciding_tokens(task) if isinstance(task, PairTask) else ()
@@ -211,6 +214,9 @@ class _Reader:
             f"The residual stream passes a norm ({cfg.normalization_type}) before each read; "
             "tokens' weights are those before it, effects on logits per unit after the last one.",
         ]
+        if self.dropped:
+            names = ", ".join(map(str, self.dropped[:8])) + ", ..." * (len(self.dropped) > 8)
+            notes.append(f"No edge leads into {names}: held too, and not counted here.")
         if sparsity is not None and any(sparsity.site_density(site) < 1 for site in SITES):
             notes.append("AbsTopK follows each step: at a token only the largest channels stay.")
         if sparsity is not None and sparsity.bigram_table:

@@ -14,7 +14,7 @@ Position channels are no channels of the residual stream: no token writes them.
 """
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from tl_sparse.ablation import select_circuit
 from tl_sparse.circuit import Circuit, Node
 from tl_sparse.circuit_checks import check_circuit
 from tl_sparse.nodes import WRITE_SITES
-from tl_sparse.sites import READ_SITES, Joint, joint_matrix
+from tl_sparse.sites import READ_SITES, Joint, joint_matrix, site_map
 from tl_sparse.tasks.base import PairTask, Task
 
 _MAX_ROWS = 20
@@ -205,6 +206,18 @@ def readout_nodes(circuit: Circuit) -> tuple[Node, ...]:
     """Give the nodes that the unembedding reads: the final reads if masked, else the writes."""
     final = tuple(node for node in circuit.nodes if node.site.name == "final_in")
     return final or tuple(node for node in circuit.nodes if node.site.name in WRITE_SITES)
+
+
+def running_part(circuit: Circuit, model: HookedTransformer) -> Circuit:
+    """Give what of a circuit runs: nodes that its edges leave without any in-edge are dropped.
+
+    Circuits that `prune` finds are whole; differences and intersections of circuits may not be.
+    """
+    sites = site_map(model, final=any(node.site.name == "final_in" for node in circuit.nodes))
+    selection = select_circuit(circuit, sites, next(model.parameters()).device)
+    kept = {(edge.source, edge.target) for edge in selection.edge_list(model)}
+    edges = tuple(edge for edge in circuit.edges if (edge.source, edge.target) in kept)
+    return replace(circuit, nodes=tuple(selection.node_list()), edges=edges)
 
 
 @torch.no_grad()

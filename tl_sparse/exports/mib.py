@@ -29,6 +29,7 @@ from transformer_lens import HookedTransformer
 from tl_sparse.circuit import Circuit
 from tl_sparse.circuit_checks import check_circuit
 from tl_sparse.files import write_text
+from tl_sparse.interface import running_part
 
 Channels = dict[str, set[int]]
 """Channels of the residual stream, by component; a head's reads as `a0.h1<q>`."""
@@ -48,7 +49,7 @@ def mib_graph(circuit: Circuit, model: HookedTransformer) -> dict[str, Any]:
     """Give `to_mib`'s graph as plain data: `cfg`, `nodes`, `edges`."""
     check_circuit(circuit, model)
     cfg = model.cfg
-    writes, reads = _channels(circuit, model)
+    writes, reads = _channels(running_part(circuit, model), model)
     edges = {}
     for source, target in _component_edges(cfg.n_layers, cfg.n_heads):
         component = target.partition("<")[0]

@@ -6,7 +6,6 @@ nodes of one site. See `prompt_graph.py` for what a link's weight and a place's 
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from tl_sparse.ablation import only_circuit, select_circuit
-from tl_sparse.circuit import Circuit, Edge, Node, Site, edge_order
+from tl_sparse.ablation import only_circuit
+from tl_sparse.circuit import Circuit, Edge, Node, Site
 from tl_sparse.exports.prompt_graph import Link, Place, PromptGraph, Score, Value
-from tl_sparse.interface import held_weights, readout_nodes
+from tl_sparse.interface import held_weights, readout_nodes, running_part
 from tl_sparse.nodes import WRITE_SITES
 from tl_sparse.sites import Joint, SiteMap, site_map
 from tl_sparse.tasks.base import PairTask, Task
@@ -89,10 +88,7 @@ class _Run:
         logits, cache = found
         self.logits: Float[Tensor, " d_vocab"] = logits[0, -1].double().cpu()
         self.cache = {name: x[0].double().cpu() for name, x in cache.items()}
-        # What does run: nodes that the circuit's edges leave without in-edge are dropped.
-        selection = select_circuit(circuit, self.sites, device)
-        edges = tuple(sorted(selection.edge_list(model), key=edge_order))
-        self.circuit = replace(circuit, nodes=tuple(selection.node_list()), edges=edges)
+        self.circuit = running_part(circuit, model)
         self.joints = {joint.target: joint for joint in self.sites.joints}
 
     def value(self, site: Site) -> Float[Tensor, "pos width"]:
