@@ -30,7 +30,8 @@ def plain_forward(
     `at` may change what stands at a site of a layer, all its nodes on the last axis; `between` what
     stands at `resid_pre`, `resid_mid`, `pattern` (batch head_index query_pos key_pos) and `z`
     (batch pos head_index d_head). `cuts` gives for a weight which of its entries are kept, as
-    (source, target), and the value that a target sees of each source where they are not.
+    (source, target), and the value that a target sees of each source where they are not, one
+    number or one for each [batch, pos].
     """
     cuts = cuts or {}
 
@@ -39,7 +40,7 @@ def plain_forward(
         if name not in cuts:
             return x @ w
         keep, value = cuts[name]
-        seen = torch.where(keep, x[..., :, None], value[:, None])
+        seen = torch.where(keep, x[..., :, None], value[..., :, None])
         return (seen * w).sum(-2)
 
     def norm(x):
@@ -70,9 +71,8 @@ def plain_forward(
         z = between(layer, "z", torch.einsum("bhqk,bkhd->bqhd", pattern, qkv["V"]))
         out = torch.einsum("bqhd,hdm->bqm", z, a["attn.W_O"]) + a["attn.b_O"]
         if f"blocks.{layer}.attn.W_O" in cuts:  # the cut is before the pattern: on the values
-            keep, value = (
-                c.unflatten(0, (heads, d_head)) for c in cuts[f"blocks.{layer}.attn.W_O"]
-            )
+            keep, value = cuts[f"blocks.{layer}.attn.W_O"]
+            keep, value = keep.unflatten(0, (heads, d_head)), value.unflatten(-1, (heads, d_head))
             seen = torch.where(keep, qkv["V"][..., None], value[..., None]) * a["attn.W_O"]
             out = torch.einsum("bhqk,bkhm->bqm", pattern, seen.sum(-2)) + a["attn.b_O"]
         x = x + at(layer, "attn_out", keep_largest(out, s.site_density("attn_out")))

@@ -1,8 +1,11 @@
 """Running a model with only some of its nodes left in.
 
 `references` measures the value that a node takes when it is out: by default its mean over the
-training text, all positions alike (Gao et al. 2025, A.5). `gated` puts x -> m x + (1 - m) reference
-on every site for the time of a `with` block, and `only_circuit` does so for a circuit's nodes.
+training text, all positions alike (Gao et al. 2025, A.5). `zero_references` and the task's mean
+(`pruning.task_references`) are constants too. Under `pair_references` and `resampled_references` a
+node that is out takes its value on another prompt (`tl_sparse.resampling`). `gated` puts
+x -> m x + (1 - m) reference on every site for the time of a `with` block, and `only_circuit` does
+so for a circuit's nodes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformer_lens import HookedTransformer
@@ -20,6 +23,7 @@ from transformer_lens import HookedTransformer
 from tl_sparse.circuit import Circuit, Site
 from tl_sparse.circuit_checks import check_circuit
 from tl_sparse.data import Corpus
+from tl_sparse.resampling import check_same_shape, values_on, values_shown
 from tl_sparse.selection import Selection, nonzero_weights
 from tl_sparse.sites import (
     Joint,
@@ -38,13 +42,20 @@ class References:
     """The reference value of every node of a model."""
 
     values: Mapping[Site, Float[Tensor, " _"]] = field(repr=False)
-    """One number for each node, by site."""
+    """One number for each node, by site; none where nodes take their values on another prompt."""
     ablation: str
-    """What they are: "corpus_mean" or "zero"."""
+    """What they are: "corpus_mean", "zero", "task_mean", "resample_pair" or "resample_corpus"."""
     model_hash: str
     """The model that they were measured on."""
     provenance: Mapping[str, Any]
     """Tokens and corpus that they were measured on."""
+    windows: Int[Tensor, "window pos"] | None = field(default=None, repr=False)
+    """The other prompts of "resample_corpus", in a random order."""
+
+    @property
+    def resamples(self) -> bool:
+        """Whether a node that is out takes its value on another prompt instead of a constant."""
+        return self.ablation.startswith("resample")
 
     def check(self, model: HookedTransformer) -> None:
         """Check that they belong to a model.
@@ -109,6 +120,30 @@ def zero_references(model: HookedTransformer) -> References:
     return References(zeros, "zero", model_hash(model), {})
 
 
+def pair_references(model: HookedTransformer) -> References:
+    """Let a node that is out take its value on the other prompt of its pair.
+
+    The two prompts of each pair need equally many tokens. What is equal in both stays in place, so
+    circuits come out smaller than under a mean (Gao et al. 2025, App. E).
+    """
+    return References({}, "resample_pair", model_hash(model), {})
+
+
+def resampled_references(
+    model: HookedTransformer, corpus: Corpus, *, n_windows: int = 1024, seed: int = 0
+) -> References:
+    """Let a node that is out take its value on a random window of the training text.
+
+    While masks are learned each prompt meets another window at every step; when a selection is
+    judged, always the same one. `n_windows` windows are drawn, fewer where the text is short.
+    """
+    n_ctx = model.cfg.n_ctx
+    n = min(n_windows, corpus.train.windows_per_epoch(n_ctx))
+    windows = corpus.train.batch(0, batch_size=n, n_ctx=n_ctx, seed=seed)
+    provenance = {"n_windows": n, "corpus": corpus.hash, "seed": seed}
+    return References({}, "resample_corpus", model_hash(model), provenance, windows)
+
+
 def _add_to(sums: dict[Site, Tensor], info: SiteInfo, activation: Tensor, hook: Any) -> None:
     flat = activation.detach().reshape(-1, info.width)
     sums[info.site] += flat.sum(0, dtype=torch.float64).cpu()
@@ -129,14 +164,15 @@ def gated(
     model: HookedTransformer,
     sites: SiteMap,
     gates: Mapping[Site, Float[Tensor, " _"]],
-    values: Mapping[Site, Float[Tensor, " _"]],
+    values: Mapping[Site, Float[Tensor, "... _"]],
     edges: Mapping[Joint, Float[Tensor, "source target"]] | None = None,
 ) -> Iterator[None]:
     """Let each site in `gates` pass gate x activation + (1 - gate) x value inside a `with` block.
 
     Gates are 1 for a node that stays and 0 for one that is out; gradients reach them. `edges` has a
     gate for each weight of a joint: 1 for one that stays, 0 for one through which the target sees
-    the source's value instead.
+    the source's value instead. Values are one number for a node, or one for each prompt and
+    position too ([batch, pos, node]); then the model can be run on that shape of tokens alone.
 
     Raises:
         ValueError: If edges are cut through W_O in a stock model with attention sinks.
@@ -145,7 +181,8 @@ def gated(
     for site, gate in gates.items():
         info = sites[site]
         value = values[site].to(gate.device, gate.dtype)
-        hook = partial(_gate, gate.reshape(info.shape), ((1 - gate) * value).reshape(info.shape))
+        rest = ((1 - gate) * value).reshape(*value.shape[:-1], *info.shape)
+        hook = partial(_gate, gate.reshape(info.shape), rest)
         hooks.append((info.hook_name, hook))
     cut = _cut(model, edges or {}, values)
     with cut, model.hooks(fwd_hooks=hooks), fast_attention(model):
@@ -153,6 +190,8 @@ def gated(
 
 
 def _gate(gate: Tensor, rest: Tensor, activation: Tensor, hook: Any) -> Tensor:
+    if rest.ndim > gate.ndim:
+        check_same_shape(activation, rest)
     return activation * gate + rest
 
 
@@ -165,14 +204,19 @@ def _cut(
     """Cut weights: W becomes W x gate, and what the sources' values give through the rest a bias.
 
     Through W_O a value arrives times the sum of a row of the pattern, which sinks make less than 1:
-    there the bias is one for each head and goes into `row_sum_bias`.
+    there the bias is one for each head and goes into `row_sum_bias`. Values that differ from
+    position to position are no bias: `values_shown` adds them.
     """
     replaced: dict[str, Tensor] = {}
     row_biases: list[tuple[Any, Tensor]] = []
+    by_position: dict[Joint, Tensor] = {}
     for joint, gate in edges.items():
         matrix = joint_matrix(model, joint)
         kept = matrix * gate
         replaced[joint.weight] = as_parameter(model, joint, kept)
+        if values[joint.source].ndim > 1:
+            by_position[joint] = matrix - kept
+            continue
         seen = seen_by_weights(model, joint.source, values[joint.source].to(kept))
         shift = seen[:, None] * (matrix - kept)
         bias = model.get_parameter(joint.bias)
@@ -187,7 +231,7 @@ def _cut(
             row_biases.append((attention, by_head))
         else:
             replaced[joint.bias] = bias.detach() + shift.sum(0).view_as(bias)
-    with _parameters_replaced(model, replaced):
+    with _parameters_replaced(model, replaced), values_shown(model, by_position, values):
         try:
             for attention, by_head in row_biases:
                 attention.row_sum_bias = by_head
@@ -218,22 +262,41 @@ def _parameters_replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
 
 
 @contextmanager
-def only_circuit(model: HookedTransformer, circuit: Circuit) -> Iterator[None]:
+def only_circuit(
+    model: HookedTransformer, circuit: Circuit, other: Int[Tensor, "batch pos"] | None = None
+) -> Iterator[None]:
     """Run a model with only a circuit left in, inside a `with` block.
 
     All of the model's hooks stay live, and everything is undone at the end, even by an exception.
+    A circuit found under a resampling ablation takes the values of what is out from a run on
+    `other` prompts, as tokens; inside the block the model is run on tokens of that shape.
 
     Raises:
-        ValueError: If the circuit was found in another model, or does not fit it.
+        ValueError: If the circuit was found in another model, or does not fit it; if `other` lacks
+            under resampling, or is given without.
     """
-    check_circuit(circuit, model)
+    check_circuit(circuit, model, resampling=True)
+    if circuit.resamples != (other is not None):
+        raise ValueError(
+            f"The circuit {circuit.task} was found under the ablation {circuit.ablation!r}: "
+            + (
+                "what is out takes its value on another prompt. Give those prompts, as tokens: "
+                "only_circuit(model, circuit, other=tokens)."
+                if other is None
+                else "what is out has constant values of its own, and other prompts have no part "
+                "in it. Leave `other` out."
+            )
+        )
     sites = site_map(model, final=any(n.site.name == "final_in" for n in circuit.nodes))
     like = next(model.parameters()).detach()
     selection = select_circuit(circuit, sites, like.device)
-    values = {
-        info.site: torch.tensor(circuit.references[info.site], dtype=like.dtype)
-        for info in sites.sites
-    }
+    if other is not None:
+        values: Mapping[Site, Tensor] = values_on(model, sites, other.to(like.device))
+    else:
+        values = {
+            info.site: torch.tensor(circuit.references[info.site], dtype=like.dtype)
+            for info in sites.sites
+        }
     edges = selection.edge_gates(like, nonzero_weights(model, sites))
     with gated(model, sites, selection.node_gates(like), values, edges):
         yield

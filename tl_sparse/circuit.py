@@ -52,7 +52,8 @@ class Circuit:
     """The kept edges, in the order of their targets, then sources."""
 
     references: Mapping[Site, tuple[float, ...]]
-    """The reference value of *every* node of each prunable site, kept or not."""
+    """The reference value of *every* node of each prunable site, kept or not; none where what is
+    out takes its value on another prompt."""
 
     task: str
     """Name of the task it was found on."""
@@ -61,7 +62,8 @@ class Circuit:
     """`sites.model_hash` of the model it was found in."""
 
     ablation: str = "corpus_mean"
-    """What the reference values are: "corpus_mean", "task_mean" or "zero"."""
+    """What is out is set to: "corpus_mean", "task_mean" or "zero"; under "resample_pair" and
+    "resample_corpus" its value on another prompt."""
 
     tie_qk: bool = False
     """Whether the q and k node of one (head, channel) are kept or dropped together."""
@@ -102,9 +104,16 @@ class Circuit:
         for edge in self.edges:
             if edge.source not in kept or edge.target not in kept:
                 raise ValueError(f"The edge {edge} joins a node that is not in the circuit.")
-        for node in nodes:
+        if self.resamples and self.references:
+            raise ValueError(f"Under {self.ablation!r} nodes have no constant reference values.")
+        for node in () if self.resamples else nodes:
             if not 0 <= node.channel < len(self.references.get(node.site, ())):
                 raise ValueError(f"There is no reference value for the node {node}.")
+
+    @property
+    def resamples(self) -> bool:
+        """Whether what is out takes its value on another prompt instead of a constant."""
+        return self.ablation.startswith("resample")
 
     @property
     def n_nodes(self) -> int:
@@ -189,7 +198,7 @@ class Circuit:
         return explain(self, model, task, n_tokens=n_tokens)
 
     def compile(self, model: Any, *, answers: Any = None, max_rivals: float = 0.5) -> Any:
-        """Make a small `nn.Module` of the circuit: `tl_sparse.compiling.compile_circuit`, which see.
+        """Make a small `nn.Module` of the circuit: see `tl_sparse.compiling.compile_circuit`.
 
         Tokens in, the task's answer logits out, equal to the model's with only the circuit left in.
 
@@ -212,11 +221,11 @@ class Circuit:
 
         graph = networkx.DiGraph(task=self.task, model_hash=self.model_hash)
         for node in self.nodes:
-            reference = self.references[node.site][node.channel]
             layer, site = node.site
-            graph.add_node(
-                str(node), layer=layer, site=site, channel=node.channel, reference=reference
-            )
+            graph.add_node(str(node), layer=layer, site=site, channel=node.channel)
+            if not self.resamples:
+                reference = self.references[node.site][node.channel]
+                graph.nodes[str(node)]["reference"] = reference
         for edge in self.edges:
             graph.add_edge(str(edge.source), str(edge.target), weight=edge.weight, kind="weight")
         if residual:

@@ -14,8 +14,10 @@ from tl_sparse.circuit import Circuit, Edge, Site
 from tl_sparse.sites import SiteMap, joint_matrix, model_hash, site_map
 
 
-def check_circuit(circuit: Circuit, model: HookedTransformer) -> None:
+def check_circuit(circuit: Circuit, model: HookedTransformer, *, resampling: bool = False) -> None:
     """Check that a circuit fits a model: the same weights, its sites, its nodes, its edges.
+
+    `resampling` lets circuits pass whose other nodes take values of another prompt.
 
     Raises:
         ValueError: If the circuit was found in another model or its weights have changed since, if
@@ -27,7 +29,14 @@ def check_circuit(circuit: Circuit, model: HookedTransformer) -> None:
             "Use it with the model that it was found in."
         )
     sites = site_map(model, final=True)
-    _check_references(circuit, sites)
+    if not circuit.resamples:
+        _check_references(circuit, sites)
+    elif not resampling:
+        raise ValueError(
+            f"The circuit {circuit.task} was found under {circuit.ablation!r}: what is out takes "
+            "its value on another prompt, and this needs constants. Prune with references of "
+            "means or zeros, or run it: only_circuit(model, circuit, other=tokens)."
+        )
     _check_edges(circuit, model, sites)
 
 

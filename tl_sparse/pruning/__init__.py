@@ -2,6 +2,7 @@
 
 In the order of a call:
 
+- `others`: the task's mean, and the other prompts that a resampling ablation takes values from,
 - `trial`: how a selection of nodes and edges is run and judged,
 - `learning`: masks learned with a straight-through step, first on nodes, then on edges,
 - `scores`: attribution, magnitude and chance in the masks' place, as baselines,
@@ -12,6 +13,7 @@ In the order of a call:
 """
 
 from tl_sparse.pruning.cleanup import CleanUp
+from tl_sparse.pruning.others import other_tokens, task_references
 from tl_sparse.pruning.prune import TaskGateError, UnreachableTargetError, prune
 from tl_sparse.pruning.sweep import Sweep, sweep
 from tl_sparse.pruning.trial import Trial, evaluate
@@ -23,6 +25,8 @@ __all__ = [
     "Trial",
     "UnreachableTargetError",
     "evaluate",
+    "other_tokens",
     "prune",
     "sweep",
+    "task_references",
 ]

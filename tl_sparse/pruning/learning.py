@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tl_sparse.circuit import Site
 from tl_sparse.config import PruningConfig
 from tl_sparse.functional import heaviside
-from tl_sparse.pruning.trial import Trial
+from tl_sparse.pruning.trial import Trial, Values
 from tl_sparse.selection import Selection
 from tl_sparse.sites import Joint
 
@@ -51,14 +51,14 @@ def learn_edges(
     if not taus:
         return {}
 
-    def run(gates: Mapping[Joint, Tensor]) -> AbstractContextManager[Any]:
+    def run(gates: Mapping[Joint, Tensor], values: Values) -> AbstractContextManager[Any]:
         edges = {
             joint: torch.ones_like(trial.weights[joint], dtype=gate.dtype).index_put(
                 places[joint], gate
             )
             for joint, gate in gates.items()
         }
-        return trial.running(nodes, edges)
+        return trial.running(nodes, values, edges)
 
     steps = config.n_edge_steps
     return _learn(trial, taus, run, steps, config, generator, progress, "edges")
@@ -73,7 +73,7 @@ def _initial(n: int, trial: Trial, config: PruningConfig, generator: torch.Gener
 def _learn(
     trial: Trial,
     taus: dict[Key, Tensor],
-    run: Callable[[dict[Key, Tensor]], AbstractContextManager[Any]],
+    run: Callable[[dict[Key, Tensor], Values], AbstractContextManager[Any]],
     n_steps: int,
     config: PruningConfig,
     generator: torch.Generator,
@@ -101,8 +101,14 @@ def _learn(
             group["lr"] = _learning_rate(step, n_steps, config)
         gates = {key: heaviside(tau, config.heaviside_temperature) for key, tau in taus.items()}
         n_on = torch.stack([gate.sum() for gate in gates.values()]).sum()
-        with run(gates):
+        values = trial.values("train", chosen.tolist(), batch, draw=step + 1)
+        with run(gates, values):
             loss = task.loss(task.logits(trial.model, batch), batch)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"The loss on {task.name} became {loss.item()} at step {step} of learning {what}: "
+                "activations are NaN or infinite. Look at the model's weights and references."
+            )
         optimizer.zero_grad()
         (loss + price.now * n_on).backward()
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.gradient_clip)

@@ -26,9 +26,11 @@ from tl_sparse.circuit import Circuit, edge_order
 from tl_sparse.config import PruningConfig
 from tl_sparse.pruning.cleanup import CleanUp
 from tl_sparse.pruning.learning import learn_edges, learn_nodes
+from tl_sparse.pruning.others import check_ablation, check_lengths
 from tl_sparse.pruning.scores import score_edges, score_nodes
 from tl_sparse.pruning.sizes import Curve, choose_edges, choose_nodes
 from tl_sparse.pruning.trial import Trial, evaluate
+from tl_sparse.resampling import values_on
 from tl_sparse.selection import Selection
 from tl_sparse.sites import interface_counts, site_map
 from tl_sparse.tasks import Task
@@ -74,10 +76,12 @@ def prune(
     Raises:
         TaskGateError: If the model's accuracy on the test examples is below `config.min_accuracy`.
         UnreachableTargetError: If no circuit on the path reaches `config.target_loss`.
-        ValueError: If the references belong to another model, or activations are NaN.
+        ValueError: If the references belong to another model, activations are NaN, a prompt is too
+            long, or the task has no other prompts of the kind that the ablation takes values from.
     """
     config = config or PruningConfig()
     references.check(model)
+    check_ablation(references, task, config)
     sites = site_map(model, final=config.mask_final)
     whole = _whole_model(model, task)
     accurate = whole["model_test_accuracy"] >= config.min_accuracy
@@ -93,9 +97,8 @@ def prune(
         search = _Search(Trial(model, task, sites, references), config, progress)
         search.nodes(whole)
         search.refine()
-        with search.trial.only(search.best):
-            losses = {"validation": evaluate(model, task, "validation")[0]}
-            losses["test"], losses["test_accuracy"] = evaluate(model, task, "test")
+        losses = {"validation": search.trial.loss(search.best)}
+        losses["test"], losses["test_accuracy"] = search.trial.evaluate(search.best, "test")
     return _circuit(search, losses=whole | losses, forced=not accurate)
 
 
@@ -182,12 +185,10 @@ class _Search:
 
 
 def _whole_model(model: HookedTransformer, task: Task) -> dict[str, float]:
-    longest = getattr(task, "longest", 0)
-    if longest > model.cfg.n_ctx:
-        raise ValueError(
-            f"The task {task.name} has a prompt of {longest} tokens; the model reads at most "
-            f"{model.cfg.n_ctx}."
-        )
+    check_lengths(model, task)
+    device = next(model.parameters()).device
+    some = task.batch("train", range(min(64, task.n_examples("train")))).to(device)
+    values_on(model, site_map(model), some.tokens)  # NaN is refused here, whatever the logits show
     validation, _ = evaluate(model, task, "validation")
     test, accuracy = evaluate(model, task, "test")
     if not math.isfinite(validation + test):
@@ -219,7 +220,8 @@ def _circuit(search: _Search, *, losses: dict[str, float], forced: bool) -> Circ
         nodes=tuple(selection.node_list()),
         edges=tuple(sorted(selection.edge_list(trial.model), key=edge_order)),
         references={
-            info.site: tuple(references.values[info.site].tolist()) for info in trial.sites.sites
+            info.site: tuple(references.values[info.site].tolist())
+            for info in ([] if references.resamples else trial.sites.sites)
         },
         task=trial.task.name,
         model_hash=references.model_hash,

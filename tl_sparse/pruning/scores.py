@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tl_sparse.circuit import Site
 from tl_sparse.config import PruningConfig
-from tl_sparse.pruning.trial import Trial
+from tl_sparse.pruning.trial import Trial, Values
 from tl_sparse.selection import Selection
 from tl_sparse.sites import Joint, joint_matrix
 
@@ -47,9 +47,9 @@ def score_nodes(trial: Trial, config: PruningConfig, progress: bool) -> dict[Sit
         scores = {site: torch.rand(width, generator=generator) for site, width in free.items()}
     else:
 
-        def run(gates: Mapping[Site, Tensor]) -> AbstractContextManager[Any]:
+        def run(gates: Mapping[Site, Tensor], values: Values) -> AbstractContextManager[Any]:
             every = {**gates, **{site: gates[query] for site, query in tied.items()}}
-            return trial.running({site: every[site] for site in widths})
+            return trial.running({site: every[site] for site in widths}, values)
 
         scores = signed_attribution(trial, run, free, config, progress)
     scores |= {site: scores[query] for site, query in tied.items()}
@@ -70,12 +70,12 @@ def score_edges(
     nodes = selection.node_gates(trial.like)
     places = {joint: some.nonzero(as_tuple=True) for joint, some in kept.items()}
 
-    def run(gates: Mapping[Joint, Tensor]) -> AbstractContextManager[Any]:
+    def run(gates: Mapping[Joint, Tensor], values: Values) -> AbstractContextManager[Any]:
         edges = {
             joint: torch.ones_like(kept[joint], dtype=gate.dtype).index_put(places[joint], gate)
             for joint, gate in gates.items()
         }
-        return trial.running(nodes, edges)
+        return trial.running(nodes, values, edges)
 
     if not sizes:
         return {}
@@ -85,7 +85,7 @@ def score_edges(
 
 def signed_attribution(
     trial: Trial,
-    run: Callable[[dict[Key, Tensor]], AbstractContextManager[Any]],
+    run: Callable[[dict[Key, Tensor], Values], AbstractContextManager[Any]],
     sizes: Mapping[Key, int],
     config: PruningConfig,
     progress: bool,
@@ -104,7 +104,7 @@ def signed_attribution(
         chosen = list(range(start, min(start + config.batch_size, n)))
         batch = task.batch("train", chosen).to(trial.like.device)
         here = {key: (height * gate).requires_grad_() for key, gate in gates.items()}
-        with run(here):
+        with run(here, trial.values("train", chosen, batch)):
             loss = task.loss(task.logits(trial.model, batch), batch)
         found = torch.autograd.grad(loss, list(here.values()), allow_unused=True)
         share = len(chosen) / n / len(heights)

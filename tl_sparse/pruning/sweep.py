@@ -14,6 +14,7 @@ from transformer_lens import HookedTransformer
 from tl_sparse.ablation import References
 from tl_sparse.config import PruningConfig
 from tl_sparse.pruning.learning import learn_nodes
+from tl_sparse.pruning.others import check_ablation, check_lengths
 from tl_sparse.pruning.prune import frozen_parameters
 from tl_sparse.pruning.scores import score_nodes
 from tl_sparse.pruning.sizes import grid, nested_nodes
@@ -72,10 +73,13 @@ def sweep(
     Learned masks aim at `config.target_loss` while they are learned, as in `prune`.
 
     Raises:
-        ValueError: If the references belong to another model.
+        ValueError: If the references belong to another model, a prompt is too long, or the task has
+            no other prompts of the kind that the ablation takes values from.
     """
     config = config or PruningConfig()
     references.check(model)
+    check_ablation(references, task, config)
+    check_lengths(model, task)
     with frozen_parameters(model):
         trial = Trial(model, task, site_map(model, final=config.mask_final), references)
         rank = learn_nodes if config.method == "learned" else score_nodes
