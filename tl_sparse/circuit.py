@@ -73,7 +73,8 @@ class Circuit:
 
     losses: Mapping[str, float] = field(default_factory=dict)
     """Task losses (nats) and accuracies, as `prune` saw them: "validation", "test", "test_accuracy"
-    of the circuit; "model_validation", "model_test", "model_test_accuracy" of the whole model."""
+    of the circuit and "calibrated_test" after a fit of its answers; "model_validation",
+    "model_test", "model_test_accuracy" of the whole model."""
 
     forced: bool = False
     """True when the model failed the task's gate and `prune(force=True)` went on."""

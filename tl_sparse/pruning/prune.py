@@ -9,7 +9,7 @@ would be better, the same on single edges, and the clean-up that they did by han
 3. edges: learn a mask on every nonzero weight between these nodes, and choose the size alike. A cut
    edge shows its target the source's reference value,
 4. clean up: take out, put back, and take out again until nothing can go,
-5. report on the *test* examples.
+5. report on the *test* examples, as the circuit is and calibrated.
 """
 
 import math
@@ -24,6 +24,7 @@ from tl_sparse.ablation import References
 from tl_sparse.checkpoints import versions
 from tl_sparse.circuit import Circuit, edge_order
 from tl_sparse.config import PruningConfig
+from tl_sparse.pruning.calibration import Calibration, calibrated
 from tl_sparse.pruning.cleanup import CleanUp
 from tl_sparse.pruning.learning import learn_edges, learn_nodes
 from tl_sparse.pruning.others import check_ablation, check_lengths
@@ -83,22 +84,16 @@ def prune(
     references.check(model)
     check_ablation(references, task, config)
     sites = site_map(model, final=config.mask_final)
-    whole = _whole_model(model, task)
-    accurate = whole["model_test_accuracy"] >= config.min_accuracy
-    if not accurate and not force:
-        raise TaskGateError(
-            f"The model answers {whole['model_test_accuracy']:.1%} of the test prompts of "
-            f"{task.name} right, less than the gate of {config.min_accuracy:.0%}: a "
-            "circuit for it would mean little. Train longer or wider, choose another task, or pass "
-            "force=True.",
-            whole,
-        )
+    whole, accurate = check_gate(model, task, config, force=force)
     with frozen_parameters(model):
         search = _Search(Trial(model, task, sites, references), config, progress)
         search.nodes(whole)
         search.refine()
         losses = {"validation": search.trial.loss(search.best)}
         losses["test"], losses["test_accuracy"] = search.trial.evaluate(search.best, "test")
+        fitted = calibrated(search.trial, search.best)
+        if fitted is not None:
+            losses["calibrated_test"], search.calibration = fitted
     return _circuit(search, losses=whole | losses, forced=not accurate)
 
 
@@ -126,6 +121,7 @@ class _Search:
         self.curve: Curve = []
         self.edge_curve: Curve = []
         self.interrupted = False
+        self.calibration: Calibration | None = None
 
     def nodes(self, whole: dict[str, float]) -> None:
         """Find the nodes, with every weight between them."""
@@ -184,6 +180,28 @@ class _Search:
         )
 
 
+def check_gate(
+    model: HookedTransformer, task: Task, config: PruningConfig, *, force: bool
+) -> tuple[dict[str, float], bool]:
+    """Give the whole model's losses, and whether it is accurate enough for the gate.
+
+    Raises:
+        TaskGateError: If it is not, without `force`.
+        ValueError: If a prompt is too long or an activation NaN.
+    """
+    whole = _whole_model(model, task)
+    accurate = whole["model_test_accuracy"] >= config.min_accuracy
+    if not accurate and not force:
+        raise TaskGateError(
+            f"The model answers {whole['model_test_accuracy']:.1%} of the test prompts of "
+            f"{task.name} right, less than the gate of {config.min_accuracy:.0%}: a "
+            "circuit for it would mean little. Train longer or wider, choose another task, or pass "
+            "force=True.",
+            whole,
+        )
+    return whole, accurate
+
+
 def _whole_model(model: HookedTransformer, task: Task) -> dict[str, float]:
     check_lengths(model, task)
     device = next(model.parameters()).device
@@ -214,6 +232,10 @@ def _circuit(search: _Search, *, losses: dict[str, float], forced: bool) -> Circ
         "versions": versions(),
         "stages": [{k: v for k, v in stage.items() if k != "seconds"} for stage in search.stages],
     }
+    if search.calibration is not None:
+        texts = {token: text for text, token in provenance["answers"].items()}
+        shifts = {texts[token]: t for token, t in search.calibration.shifts.items()}
+        provenance["calibration"] = {"scale": search.calibration.scale, "shifts": shifts}
     if search.interrupted:
         provenance["interrupted"] = True
     return Circuit(

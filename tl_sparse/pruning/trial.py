@@ -1,6 +1,6 @@
 """Running and judging a selection of nodes and edges on a task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -76,6 +76,18 @@ class Trial:
             return self.running(nodes, self.values(split, indices, batch), edges)
 
         return evaluate(self.model, self.task, split, n_examples=n_examples, around=around)
+
+    def outputs(self, selection: Selection, split: Split) -> Iterator[tuple[Tensor, Any]]:
+        """Give the task's logits and the batch, batch by batch, with a selection left in."""
+        nodes = selection.node_gates(self.like)
+        edges = selection.edge_gates(self.like, self.weights)
+        n = self.task.n_examples(split)
+        for start in range(0, n, 64):
+            indices = range(start, min(start + 64, n))
+            batch = self.task.batch(split, indices).to(self.like.device)
+            with self.running(nodes, self.values(split, indices, batch), edges):
+                logits = self.task.logits(self.model, batch)
+            yield logits, batch
 
     def loss(
         self, selection: Selection, *, n_examples: int | None = None, split: Split = "validation"
