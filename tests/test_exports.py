@@ -16,6 +16,7 @@ from tl_sparse.circuit import Circuit, Edge, Node, Site
 from tl_sparse.config import SparsityConfig
 from tl_sparse.exports import prompt_graph, to_circuit_tracer, to_mib
 from tl_sparse.exports.mib import mib_graph
+from tl_sparse.interface import interface_weights
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.selection import nonzero_weights
 from tl_sparse.sites import joint_matrix, model_hash, site_map
@@ -442,6 +443,15 @@ def test_a_graph_of_components_by_hand(tmp_path):
 
 def mib(model, edges, **more):
     return mib_graph(circuit_of(model, edges, **more), model)
+
+
+def test_components_need_no_references_and_a_prompts_constants_do():
+    model, circuit = pencil()
+    other = replace(circuit, ablation="resample_pair", references={})
+    assert mib_graph(other, model) == mib_graph(circuit, model)
+    assert interface_weights(other, model) == interface_weights(circuit, model)
+    with pytest.raises(ValueError, match="this needs constants"):
+        prompt_graph(other, model, [1, 2])
 
 
 def test_a_masked_final_read_is_what_the_logits_read():

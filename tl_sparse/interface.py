@@ -135,7 +135,7 @@ def interface_weights(
     Raises:
         ValueError: If the circuit was found in another model, or does not fit it.
     """
-    check_circuit(circuit, model)
+    check_circuit(circuit, model, resampling=True)
     d_model = model.cfg.d_model
     readers: dict[int, list[tuple[str, float]]] = defaultdict(list)
     writers: dict[int, list[tuple[str, float]]] = defaultdict(list)

@@ -47,7 +47,7 @@ def to_mib(circuit: Circuit, model: HookedTransformer, path: str | Path) -> None
 
 def mib_graph(circuit: Circuit, model: HookedTransformer) -> dict[str, Any]:
     """Give `to_mib`'s graph as plain data: `cfg`, `nodes`, `edges`."""
-    check_circuit(circuit, model)
+    check_circuit(circuit, model, resampling=True)
     cfg = model.cfg
     writes, reads = _channels(running_part(circuit, model), model)
     edges = {}

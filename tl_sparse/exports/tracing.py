@@ -15,6 +15,7 @@ from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import only_circuit
 from tl_sparse.circuit import Circuit, Edge, Node, Site
+from tl_sparse.circuit_checks import check_circuit
 from tl_sparse.exports.prompt_graph import Link, Place, PromptGraph, Score, Value
 from tl_sparse.interface import held_weights, readout_nodes, running_part
 from tl_sparse.nodes import WRITE_SITES
@@ -41,6 +42,7 @@ def prompt_graph(
         ValueError: If the circuit does not fit the model, the prompt is empty or too long, or the
             model has parts that the sums do not account for.
     """
+    check_circuit(circuit, model)
     tokens = _tokens(model, prompt)
     answers = list(task.answer_ids.values()) if isinstance(task, PairTask) else []
     with torch.no_grad():
