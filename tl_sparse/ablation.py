@@ -123,8 +123,9 @@ def zero_references(model: HookedTransformer) -> References:
 def pair_references(model: HookedTransformer) -> References:
     """Let a node that is out take its value on the other prompt of its pair.
 
-    The two prompts of each pair need equally many tokens. What is equal in both stays in place, so
-    circuits come out smaller than under a mean (Gao et al. 2025, App. E).
+    The two prompts of each pair need equally many tokens. What is equal in both stays in place, and
+    the circuit need not contain it (Gao et al. 2025, App. E); what differs pulls towards the other
+    answer, where a mean is neutral.
     """
     return References({}, "resample_pair", model_hash(model), {})
 
