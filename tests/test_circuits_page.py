@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs/concepts/circuits.md"
 
 def a_demo(folder: Path, corpus) -> None:
     """A model and a circuit where the demo leaves them."""
-    sparse = SparsityConfig(weight_density=0.05, activation_density=0.5)
+    sparse = SparsityConfig(weight_density=0.05)  # no rivals that vary: compile takes any circuit
     model = make_model(sparse, d_vocab=corpus.d_vocab, n_ctx=64, default_prepend_bos=False)
     model.set_tokenizer(corpus.tokenizer)
     model.save(folder / "demo/sparse/checkpoint/model")
@@ -37,6 +37,7 @@ def a_demo(folder: Path, corpus) -> None:
         task="single_double_quote",
         model_hash=model_hash(model),
         n_interface=interface_counts(model, channels)[0],
+        provenance={"answers": {"')": 3, '")': 4}},
     ).save(folder / "demo/sparse/circuit.json")
 
 
@@ -55,7 +56,9 @@ def test_the_code_of_the_page_runs_and_does_what_its_comments_say(
     assert len(names["weights"]) == circuit.n_interface > 100
     assert "logits that read it" in printed.getvalue()
     assert "single_double_quote: " in printed.getvalue()
+    assert names["logits"].shape == (len(names["batch"].tokens), 2)
+    assert "sum_j pattern" in printed.getvalue()
     graph = json.loads((tmp_path / "graphs/quotes.json").read_text())
     assert len(graph["links"]) == len(names["graph"].links) > 10
     assert json.loads((tmp_path / "quotes.mib.json").read_text())["cfg"]["n_layers"] == 2
-    assert len(blocks) == 9
+    assert len(blocks) == 10
