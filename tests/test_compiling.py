@@ -248,7 +248,7 @@ def test_a_model_with_dense_weights_under_abs_topk_is_refused():
     ("changes", "match"),
     [
         ({"model_hash": "another"}, "was found in another model"),
-        ({"ablation": "resample_pair"}, "Only constant references can be folded"),
+        ({"ablation": "resample_pair", "references": {}}, "this needs constants"),
         ({"provenance": {}}, "Pass answers="),
         ({"provenance": {"answers": {"a": 50}}}, "Answers are tokens below 50"),
     ],

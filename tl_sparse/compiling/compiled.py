@@ -13,11 +13,11 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import Circuit
+from tl_sparse.circuit_checks import check_circuit
 from tl_sparse.compiling.build import Builder
 from tl_sparse.compiling.parts import PARTS, Affine, Part, Readout, Rivals, Write, build_part
 from tl_sparse.files import write_bytes
 from tl_sparse.model import HookedSparseTransformer
-from tl_sparse.sites import model_hash
 
 FORMAT = "tl_sparse.compiled/1"
 
@@ -235,17 +235,7 @@ def _checked(circuit: Circuit, model: HookedTransformer) -> HookedSparseTransfor
             f"compile knows the blocks of a HookedSparseTransformer, got a {type(model).__name__}. "
             "Load the weights into one (density 1 keeps them as they are) and prune that."
         )
-    if circuit.model_hash != model_hash(model):
-        raise ValueError(
-            f"The circuit {circuit.task} was found in another model, or the weights have changed. "
-            "Compile it with the model that it was found in."
-        )
-    if circuit.ablation not in ("corpus_mean", "task_mean", "zero"):
-        raise ValueError(
-            f"The circuit was found under the ablation {circuit.ablation!r}, where the values of "
-            "cut nodes come from another prompt. Only constant references can be folded into "
-            "biases: prune with the corpus mean, the task mean or zero."
-        )
+    check_circuit(circuit, model)
     cfg, sparsity = model.cfg, model.sparsity
     centred = str(cfg.normalization_type).startswith("LN")
     obstacles = {
