@@ -1,8 +1,8 @@
 """Clean-up: what the target does not need goes. The paper's authors did this by hand.
 
 1. singles: take out each node, then each edge, that the target can do without, the lowest tau
-   first, until each of those left is needed. Of many edges whole handfuls go first, and circuits
-   of more than `config.max_singles` edges, which nobody reads one by one, end with handfuls of
+   first, until each of those left is needed. Of many, whole handfuls go first, and circuits of
+   more than `config.max_singles` edges, which nobody reads one by one, end with handfuls of
    four;
 2. pairs: two edges that only go together;
 3. exchanges: put one edge back that was cut, and take out what it makes needless. Single removals
@@ -14,7 +14,7 @@ each success, until nothing helps. Edges come before nodes: fewer edges is the a
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from tqdm import tqdm
@@ -59,9 +59,12 @@ class CleanUp:
         """Go through the three steps until nothing can go."""
         self.singles()
         while self.config.exchange and self.best.n_edges <= self.config.max_exchange:
-            if not (self.pairs() or self.exchanges()):
+            before = self.best
+            for step in (self.pairs, self.exchanges):
+                if step():
+                    self.singles()
+            if self.best is before:
                 break
-            self.singles()
         return self.best
 
     # -- the steps ----------------------------------------------------------------------------
@@ -70,34 +73,35 @@ class CleanUp:
         """Take out nodes and edges one by one until each is needed."""
         changed = True
         while changed:
-            changed = False
-            nodes = sorted(self.best.node_list(), key=lambda n: self.node_tau[n.site][n.channel])
-            for node in self._bar(nodes, "drop nodes"):
+            changed = self._handfuls("nodes")
+            for node in self._bar(self._nodes(), "drop nodes"):
                 if self.best.nodes[node.site][node.channel]:
                     changed |= self._accept(self.best.without(nodes=[node]))
             if self.config.edges:
-                changed |= self._handfuls()
+                changed |= self._handfuls("edges")
                 few = self.best.n_edges <= self.config.max_singles
                 for edge in self._bar(self._edges() if few else (), "drop edges"):
                     if self._has(self.best, edge):
                         changed |= self._accept(self.best.without(edges=[edge]))
 
-    def _handfuls(self) -> bool:
-        """Take out many edges at a time, while there are many times more: it saves most trials."""
+    def _handfuls(self, what: Literal["nodes", "edges"]) -> bool:
+        """Take out many at a time, while there are many times more: it saves most trials."""
         before = self.best
         for size in (64, 16, 4):
-            edges = self._edges() if self.best.n_edges > 8 * size else []
-            handfuls = [edges[i : i + size] for i in range(0, len(edges), size)]
-            for handful in self._bar(handfuls, "drop handfuls"):
-                self._accept(self.best.without(edges=handful))
+            some = self._nodes() if what == "nodes" else self._edges()
+            starts = range(0, len(some), size) if len(some) > 8 * size else ()
+            for start in self._bar(starts, f"drop {size} {what}"):
+                handful: dict[str, Any] = {what: some[start : start + size]}
+                self._accept(self.best.without(**handful))
         return self.best is not before
 
     def pairs(self) -> bool:
-        """Take out two edges at once, once; tell whether some went."""
-        pairs = list(combinations(self._edges(), 2))
-        return any(
-            self._accept(self.best.without(edges=pair)) for pair in self._bar(pairs, "drop pairs")
-        )
+        """Take out two edges at once, each pair tried once; tell whether some went."""
+        before = self.best
+        for pair in self._bar(list(combinations(self._edges(), 2)), "drop pairs"):
+            if all(self._has(self.best, edge) for edge in pair):
+                self._accept(self.best.without(edges=pair))
+        return self.best is not before
 
     def exchanges(self) -> bool:
         """Put one cut edge back and take out more than that, once; tell whether it worked."""
@@ -144,6 +148,9 @@ class CleanUp:
             here = self.trial.loss(self.best, n_examples=self.n_screen)
             self._screened = 1.1 * max(self.config.target_loss, here)
         return self._screened
+
+    def _nodes(self) -> list[Node]:
+        return sorted(self.best.node_list(), key=lambda n: self.node_tau[n.site][n.channel])
 
     def _edges(self) -> list[Edge]:
         return sorted(self.best.edge_list(self.trial.model), key=self._tau)
