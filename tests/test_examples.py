@@ -1,10 +1,13 @@
 """The examples, run as a reader would run them."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tl_sparse import data
 from tl_sparse.circuit import Circuit
@@ -56,8 +59,43 @@ def test_saes_of_four_architectures_are_scored_on_both_arms(tmp_path):
     assert written.endswith("<!-- end of table -->\n\nWords.\n")
 
 
-def test_the_results_script_names_its_stages():
-    command = [sys.executable, str(EXAMPLES / "quote_results.py"), "--help"]
+@pytest.mark.parametrize("name", ["quote_results.py", "task_results.py"])
+def test_the_results_scripts_name_their_stages(name):
+    command = [sys.executable, str(EXAMPLES / name), "--help"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0
     assert "--stages" in run.stdout
+
+
+def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("task_results", EXAMPLES / "task_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = tmp_path / "circuits.md"
+    page.write_text(f"Before.\n\n{script.MARKS[0]}\nold\n{script.MARKS[1]}\n\nAfter.\n")
+    monkeypatch.setattr(script, "PAGE", page)
+    pruned = {"nodes": 5, "circuit loss": 0.1, "model loss": 0.05, "seconds": 9, "accuracy": 1.0}
+    sizes = [(16, 8, 4, 160), (100, 50, 25, 500)]
+    names = ("stage one", "stage two", "clean-up", "attribution")
+    rows = [
+        {"seed": 0, "arm": "sparse", "task": f"t{i}"} | pruned | dict(zip(names, n, strict=True))
+        for i, n in enumerate(sizes)
+    ]
+    note = {"task": "hard", "accuracy": 0.52, "model loss": 0.7, "note": "can't do it"}
+    rows.append({"seed": 0, "arm": "sparse"} | note)
+    compiled = {"seed": 0, "size": {"weights": 9}, "prompts": 1024, "float64": 1e-14}
+    compiled |= {"float32": 2e-6, "close calls": 3, "equations": "x += 1"}
+    found = {"commit": "abc", "seeds": [0], "hardware": "2 cores", "rows": rows}
+    script.write_results(found | {"losses": {"0 sparse": 2.8}, "compiled": [compiled]})
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("Before.")
+    assert text.endswith("After.\n")
+    # by hand: sqrt(4 x 25) edges, a quarter of stage one, sqrt(1/10 x 1/5) of attribution's
+    assert "| 0 | sparse | 2.800 | 2 | 2 | 10.000 | 0.250 | 0.141 |" in text
+    assert "| t1 | 1.000 | 0.050 | 0.100 | 5 | 100 | 50 | 25 | 500 | 9 |" in text
+    assert "hard (52%; can't do it)" in text
+    assert "over 1,024 prompts: 1.0e-14 in float64" in text
+    assert json.loads(page.with_suffix(".json").read_text())["rows"][1]["clean-up"] == 25
