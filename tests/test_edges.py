@@ -1,5 +1,7 @@
 """Stage two and the clean-up: circuits down to single weights, against all subsets of them."""
 
+import sys
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -211,6 +213,30 @@ def test_ctrl_c_in_the_clean_up_keeps_the_smallest_circuit_so_far(monkeypatch):
     assert circuit.losses["validation"] <= 0.1
     assert circuit.n_edges == 4
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_ctrl_c_while_nodes_are_learned_chooses_by_the_masks_so_far(monkeypatch):
+    model, task, steps = decoyed(), letters_task(), []
+    module = sys.modules["tl_sparse.pruning.learning"]
+    rate = module._learning_rate
+
+    def stop_late(step, *rest):
+        steps.append(step)
+        if step == CONFIG.n_steps // 2:
+            raise KeyboardInterrupt
+        return rate(step, *rest)
+
+    monkeypatch.setattr(module, "_learning_rate", stop_late)
+    refs = zero_references(model)
+    circuit = prune(model, task, refs, CONFIG, progress=False)
+    assert circuit.provenance["interrupted"] is True
+    assert circuit.losses["validation"] <= CONFIG.target_loss
+    assert [stage["stage"] for stage in circuit.provenance["stages"]] == ["nodes"]
+    assert steps[-1] == CONFIG.n_steps // 2
+    assert all(p.requires_grad for p in model.parameters())
+    out_of_reach = replace(CONFIG, target_loss=1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, task, refs, out_of_reach, progress=False)
 
 
 def interrupt(self: CleanUp) -> bool:

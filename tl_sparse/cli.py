@@ -163,7 +163,7 @@ def prune(
     and edges whose loss on the task stays at the target. A model that answers fewer than 90 % of
     the test prompts right is refused: `tl-sparse tasks --model MODEL` shows what it can do.
 
-    Ctrl-C after the nodes are found keeps the smallest circuit so far.
+    Ctrl-C keeps the smallest circuit so far; twice, it gives up.
 
     For example:  tl-sparse prune demo/sparse/checkpoint/model single_double_quote
     --corpus-cache demo/corpus

@@ -24,8 +24,20 @@ from tl_sparse.sites import Joint
 Key = TypeVar("Key")
 
 
+class LearningStopped(KeyboardInterrupt):
+    """Ctrl-C while the masks on nodes are learned; `taus` are those learned so far."""
+
+    def __init__(self, taus: dict[Site, Tensor]) -> None:
+        super().__init__()
+        self.taus = {site: tau.detach() for site, tau in taus.items()}
+
+
 def learn_nodes(trial: Trial, config: PruningConfig, progress: bool) -> dict[Site, Tensor]:
-    """Learn a tau for every node of the model."""
+    """Learn a tau for every node of the model.
+
+    Raises:
+        LearningStopped: On Ctrl-C.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     taus: dict[Site, Tensor] = {}
     for info in trial.sites.sites:
@@ -33,7 +45,11 @@ def learn_nodes(trial: Trial, config: PruningConfig, progress: bool) -> dict[Sit
             taus[info.site] = taus[Site(info.site.layer, "q")]
             continue
         taus[info.site] = _initial(info.width, trial, config, generator)
-    return _learn(trial, taus, trial.running, config.n_steps, config, generator, progress, "nodes")
+    steps = config.n_steps
+    try:
+        return _learn(trial, taus, trial.running, steps, config, generator, progress, "nodes")
+    except KeyboardInterrupt:
+        raise LearningStopped(taus) from None
 
 
 def learn_edges(

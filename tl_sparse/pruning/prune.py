@@ -26,7 +26,7 @@ from tl_sparse.circuit import Circuit, edge_order
 from tl_sparse.config import PruningConfig
 from tl_sparse.pruning.calibration import Calibration, calibrated
 from tl_sparse.pruning.cleanup import CleanUp
-from tl_sparse.pruning.learning import learn_edges, learn_nodes
+from tl_sparse.pruning.learning import LearningStopped, learn_edges, learn_nodes
 from tl_sparse.pruning.others import check_ablation, check_lengths
 from tl_sparse.pruning.scores import score_edges, score_nodes
 from tl_sparse.pruning.sizes import Curve, choose_edges, choose_nodes
@@ -71,8 +71,9 @@ def prune(
     """Find the circuit of a task in a model; the model is left as it was.
 
     `references` are the values that cut nodes take (`ablation.references`). `force` goes on with a
-    task that fails the gate and marks the circuit as forced. Ctrl-C once the nodes are found ends
-    the search and gives the smallest circuit found so far, with `"interrupted"` in its provenance.
+    task that fails the gate and marks the circuit as forced. Ctrl-C ends the search and gives
+    the smallest circuit found so far, with `"interrupted"` in its provenance; while the nodes are
+    still learned, that is the smallest by the masks as they are, and a second Ctrl-C gives up.
 
     Raises:
         TaskGateError: If the model's accuracy on the test examples is below `config.min_accuracy`.
@@ -124,10 +125,13 @@ class _Search:
         self.calibration: Calibration | None = None
 
     def nodes(self, whole: dict[str, float]) -> None:
-        """Find the nodes, with every weight between them."""
+        """Find the nodes, with every weight between them; Ctrl-C ends the learning early."""
         config, began = self.config, time.perf_counter()
         rank = learn_nodes if config.method == "learned" else score_nodes
-        self.node_taus = rank(self.trial, config, self.progress)
+        try:
+            self.node_taus = rank(self.trial, config, self.progress)
+        except LearningStopped as stopped:
+            self.node_taus, self.interrupted = stopped.taus, True
         chosen, self.curve = choose_nodes(
             self.trial,
             self.node_taus,
@@ -135,6 +139,8 @@ class _Search:
             tie_qk=config.tie_qk,
             progress=self.progress,
         )
+        if chosen is None and self.interrupted:
+            raise KeyboardInterrupt
         if chosen is None:
             best = min(loss for _, loss in self.curve)
             raise UnreachableTargetError(
@@ -148,6 +154,8 @@ class _Search:
 
     def refine(self) -> None:
         """Cut single edges, then clean up; Ctrl-C keeps what there is."""
+        if self.interrupted:
+            return
         clean_up: CleanUp | None = None
         pool, edge_taus = self.best, {}
         try:
