@@ -106,7 +106,7 @@ class PruningConfig:
     """In the clean-up of small circuits, also take out edges in pairs, and put one back where that
     makes more than one needless."""
 
-    max_exchange: int = 40
+    max_exchange: int = 24
     """The largest circuit, in edges, that pairs and exchanges are tried on."""
 
     tie_qk: bool = False

@@ -31,6 +31,10 @@ N_SCREEN = 32
 N_TRIED_BACK = 16
 """Edges that an exchange tries to put back, the most helpful ones."""
 
+N_LOOSEST = 16
+"""Of larger circuits, the edges that pairs and exchanges try to take out: those whose removal alone
+costs least."""
+
 
 class CleanUp:
     """The clean-up of one selection; `best` is the smallest found so far that meets the target."""
@@ -96,9 +100,9 @@ class CleanUp:
         return self.best is not before
 
     def pairs(self) -> bool:
-        """Take out two edges at once, each pair tried once; tell whether some went."""
+        """Take out two loose edges at once, each pair tried once; tell whether some went."""
         before = self.best
-        for pair in self._bar(list(combinations(self._edges(), 2)), "drop pairs"):
+        for pair in self._bar(list(combinations(self._loosest(), 2)), "drop pairs"):
             if all(self._has(self.best, edge) for edge in pair):
                 self._accept(self.best.without(edges=pair))
         return self.best is not before
@@ -111,23 +115,36 @@ class CleanUp:
         losses = [self.trial.loss(more, n_examples=self.n_screen) for more in with_one]
         order = sorted(range(len(with_one)), key=losses.__getitem__)[:N_TRIED_BACK]
         goal = self.best.n_edges
+        loose = self._loosest()
         for i in self._bar(order, "exchange"):
-            fewer = self._shrink(with_one[i], goal)
+            fewer = self._shrink(with_one[i], [*loose, outside[i]], goal)
             if fewer.n_edges < goal and self._accept(fewer):
                 return True
         return False
 
-    def _shrink(self, selection: Selection, goal: int) -> Selection:
+    def _shrink(self, selection: Selection, edges: list[Edge], goal: int) -> Selection:
         """Take out, again and again, the edge whose absence costs least, while the target holds."""
         while selection.n_edges >= goal:
             trials = [
-                selection.without(edges=[edge]) for edge in selection.edge_list(self.trial.model)
+                selection.without(edges=[edge]) for edge in edges if self._has(selection, edge)
             ]
             losses = [self.trial.loss(fewer, n_examples=self.n_screen) for fewer in trials]
             if not losses or min(losses) > self._screen():
                 break
             selection = trials[losses.index(min(losses))]
         return selection
+
+    def _loosest(self) -> list[Edge]:
+        """Give the edges whose removal alone costs least, all of them in a small circuit."""
+        edges = self._edges()
+        if len(edges) <= N_LOOSEST:
+            return edges
+        costs = [
+            self.trial.loss(self.best.without(edges=[edge]), n_examples=self.n_screen)
+            for edge in self._bar(edges, "loose edges")
+        ]
+        order = sorted(range(len(edges)), key=costs.__getitem__)[:N_LOOSEST]
+        return [edges[i] for i in sorted(order)]
 
     # -- judging ------------------------------------------------------------------------------
 
