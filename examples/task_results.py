@@ -132,7 +132,7 @@ def prune_arm(
     refs = references(model, corpus, N_REFERENCE_TOKENS, progress=False)
     for name in tasks.PAPER_TASKS:
         row = {"seed": seed, "arm": arm} | prune_task(model, name, refs, seed, place)
-        if attribution and row.get("nodes"):
+        if attribution and row.get("clean-up"):
             row["attribution"] = attribute_task(model, name, refs, seed, place)
         rows.append(row)
     return rows
@@ -219,7 +219,11 @@ def write_results(found: dict[str, Any]) -> None:
     for seed, arm in dict.fromkeys((row["seed"], row["arm"]) for row in rows):
         mine = [row for row in rows if (row["seed"], row["arm"]) == (seed, arm)]
         parts.append(f"### Seed {seed}, {arm}")
-        parts.append(table([row for row in mine if row.get("nodes")], names))
+        parts.append(table([row for row in mine if row.get("clean-up")], names))
+        empty = [row["task"] for row in mine if row.get("clean-up") == 0]
+        parts.append(
+            f"Done without any edge, by the last token alone: {', '.join(empty) or 'none'}."
+        )
         short = [f"{r['task']} ({r['accuracy']:.0%}; {r['note']})" for r in mine if r.get("note")]
         parts.append(f"Not pruned, with the model's accuracy: {', '.join(short) or 'none'}.")
     for each in found.get("compiled", []):

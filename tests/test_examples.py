@@ -83,6 +83,7 @@ def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
         {"seed": 0, "arm": "sparse", "task": f"t{i}"} | pruned | dict(zip(names, n, strict=True))
         for i, n in enumerate(sizes)
     ]
+    rows.append(rows[0] | {"task": "easy", "nodes": 0} | dict.fromkeys(names[:3], 0))
     note = {"task": "hard", "accuracy": 0.52, "model loss": 0.7, "note": "can't do it"}
     rows.append({"seed": 0, "arm": "sparse"} | note)
     compiled = {"seed": 0, "size": {"weights": 9}, "prompts": 1024, "float64": 1e-14}
@@ -94,8 +95,9 @@ def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
     assert text.startswith("Before.")
     assert text.endswith("After.\n")
     # by hand: sqrt(4 x 25) edges, a quarter of stage one, sqrt(1/10 x 1/5) of attribution's
-    assert "| 0 | sparse | 2.800 | 2 | 2 | 10.000 | 0.250 | 0.141 |" in text
+    assert "| 0 | sparse | 2.800 | 3 | 2 | 10.000 | 0.250 | 0.141 |" in text
     assert "| t1 | 1.000 | 0.050 | 0.100 | 5 | 100 | 50 | 25 | 500 | 9 |" in text
+    assert "by the last token alone: easy." in text
     assert "hard (52%; can't do it)" in text
     assert "over 1,024 prompts: 1.0e-14 in float64" in text
     assert json.loads(page.with_suffix(".json").read_text())["rows"][1]["clean-up"] == 25
