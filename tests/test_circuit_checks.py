@@ -144,7 +144,12 @@ def test_every_hook_of_the_host_is_live_while_a_circuit_runs(model, circuit, tok
         assert not torch.allclose(patched, alone)
 
         alone.sum().backward()
-        assert model.embed.W_E.grad is not None
+        gradient = model.get_parameter("embed.W_E").grad
+        assert gradient is not None
+        seen = torch.zeros(len(gradient), dtype=torch.bool)
+        seen[tokens.unique()] = True
+        assert (gradient[~seen] == 0).all()
+        assert (gradient[seen] != 0).any()
     assert torch.equal(model(tokens), whole)
 
 

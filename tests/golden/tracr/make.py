@@ -3,8 +3,8 @@
 Needs `tracr-pypi` 1.0.0 (Apache-2.0; Lindner et al. 2023, arXiv 2301.05062) with jax, in a virtual
 environment of its own, as the tests need neither:
 
-    python -m venv /tmp/tracr && /tmp/tracr/bin/pip install tracr-pypi==1.0.0 jax
-    /tmp/tracr/bin/python tests/golden/tracr/make.py
+    python -m venv tracr-venv && tracr-venv/bin/pip install tracr-pypi==1.0.0 jax
+    tracr-venv/bin/python tests/golden/tracr/make.py
 
 The programs, vocabularies and length are those of ACDC and auto-circuit. Each file has the nonzero
 weights under Haiku's names, the unembedding, Tracr's own output (the residual stream after the last
