@@ -146,10 +146,10 @@ def test_every_hook_of_the_host_is_live_while_a_circuit_runs(model, circuit, tok
         alone.sum().backward()
         gradient = model.get_parameter("embed.W_E").grad
         assert gradient is not None
-        seen = torch.zeros(len(gradient), dtype=torch.bool)
-        seen[tokens.unique()] = True
-        assert (gradient[~seen] == 0).all()
-        assert (gradient[seen] != 0).any()
+        used = torch.zeros(len(gradient), dtype=torch.bool)
+        used[tokens.unique()] = True
+        assert (gradient[~used] == 0).all()
+        assert (gradient[used] != 0).any()
     assert torch.equal(model(tokens), whole)
 
 
