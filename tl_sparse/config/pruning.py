@@ -92,7 +92,7 @@ class PruningConfig:
     counts every nonzero weight between kept nodes; its authors name this as the better way."""
 
     n_edge_steps: int = 200
-    """Optimiser steps on the masks of edges."""
+    """Optimiser steps on the masks of edges, at most: two for each edge, but 50, are enough."""
 
     drop_one: bool = True
     """Clean up: take out nodes and edges that the target does not need, until each of those left is

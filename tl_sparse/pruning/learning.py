@@ -23,6 +23,10 @@ from tl_sparse.sites import Joint
 
 Key = TypeVar("Key")
 
+FEWEST_STEPS, STEPS_AN_EDGE = 50, 2
+"""Few edges are ranked in fewer steps than `config.n_edge_steps`: so many an edge, and never less
+than `FEWEST_STEPS`. On 15 to 34 edges 25, 50, 100 and 200 steps came to the same circuits."""
+
 
 class LearningStopped(KeyboardInterrupt):
     """Ctrl-C while the masks on nodes are learned; `taus` are those learned so far."""
@@ -76,7 +80,8 @@ def learn_edges(
         }
         return trial.running(nodes, values, edges)
 
-    steps = config.n_edge_steps
+    few = max(FEWEST_STEPS, STEPS_AN_EDGE * selection.n_edges)
+    steps = min(config.n_edge_steps, few)
     return _learn(trial, taus, run, steps, config, generator, progress, "edges")
 
 
