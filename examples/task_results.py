@@ -5,7 +5,8 @@
 For each seed a sparse model is trained on four times the demo's tokens, and dense ones until one
 has its validation loss (train). On each arm every one of the paper's twenty tasks is tried; those
 that pass the gate are pruned at the target, stage by stage, and again by attribution scores in
-place of learned masks (prune). The quote circuit of the sparse model is compiled and compared with
+place of learned masks (attribution). On the quotes all methods are swept over all sizes (curves).
+The quote circuit of the sparse model is compiled and compared with
 the model that has only the circuit left in (compile). Every stage is kept in the folder: a second
 run goes on where the first was stopped, and `--stages` does only some of them.
 """
@@ -27,20 +28,22 @@ import torch
 from tl_sparse import Circuit, HookedSparseTransformer, data, prune, references, tasks
 from tl_sparse.ablation import References, only_circuit
 from tl_sparse.control import match_width
+from tl_sparse.curves import draw_curves
 from tl_sparse.demo import DemoSettings, arm_specs, dense_arm, train_arm
 from tl_sparse.files import write_text
 from tl_sparse.presets import DEMO_PRUNING, DEMO_TRAINING, DEMO_VOCABULARY, DENSE_TRAINING
-from tl_sparse.pruning import TaskGateError, UnreachableTargetError, evaluate
+from tl_sparse.pruning import TaskGateError, UnreachableTargetError, evaluate, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "circuits.md"
 MARKS = ("<!-- tables: made by examples/task_results.py -->", "<!-- end of tables -->")
-STAGES = ("train", "prune", "attribution", "compile")
+STAGES = ("train", "prune", "attribution", "curves", "compile")
 N_TOKENS = 4 * DEMO_TRAINING.n_tokens
 N_REFERENCE_TOKENS = 2**18
-START_WIDTH = 52
+START_WIDTH = 46
 ATTRIBUTION = replace(DEMO_PRUNING, method="attribution", edges=False, drop_one=False)
 QUOTES = "single_double_quote"
+METHODS = ("learned", "integrated_gradients", "attribution", "magnitude", "random")
 
 
 def settings(seed: int) -> DemoSettings:
@@ -138,6 +141,28 @@ def prune_arm(
     return rows
 
 
+def sweep_methods(
+    folder: Path, corpus: data.Corpus, seed: int, arm: str, model: HookedSparseTransformer
+) -> dict[str, list[list[float]]]:
+    """Give the curve of every method on the quotes, as (edges, loss), best so far; kept in files.
+
+    Losses are those of the validation prompts, by which `prune` chooses sizes.
+    """
+    place, curves = folder / f"seed{seed}" / f"circuits of {arm}", {}
+    task = tasks.get(QUOTES, tokenizer=model.tokenizer)
+    refs = references(model, corpus, N_REFERENCE_TOKENS, progress=False)
+    for method in METHODS:
+        kept = place / f"{QUOTES}.{method}.curve.json"
+        if not kept.is_file():
+            config = replace(DEMO_PRUNING, seed=seed, method=method)
+            found = sweep(model, task, refs, config, split="validation", progress=False)
+            best = [[point.n_edges, point.loss] for point in found.running_minimum()]
+            write_text(kept, json.dumps(best))
+            print(arm, method, best[-1], flush=True)
+        curves[method.replace("_", " ")] = json.loads(kept.read_text(encoding="utf-8"))
+    return curves
+
+
 @torch.no_grad()
 def compile_quotes(folder: Path, seed: int, model: HookedSparseTransformer) -> dict[str, Any]:
     """Compile the sparse model's quote circuit and compare it with the circuit in its model."""
@@ -224,9 +249,16 @@ def write_results(found: dict[str, Any]) -> None:
         parts.append(
             f"Done without any edge, by the last token alone: {', '.join(empty) or 'none'}."
         )
-        short = [f"{r['task']} ({r['accuracy']:.0%}; {r['note']})" for r in mine if r.get("note")]
+        short = [f"{r['task']} ({r['accuracy']:.1%}; {r['note']})" for r in mine if r.get("note")]
         parts.append(f"Not pruned, with the model's accuracy: {', '.join(short) or 'none'}.")
-    for each in found.get("compiled", []):
+    for each in found["curves"]:
+        parts += [
+            f"### The quotes by every method, seed {each['seed']}, {each['arm']}",
+            draw_curves(
+                each["methods"], x_label="edges", y_label="loss (nats)", log_x=True, log_y=True
+            ),
+        ]
+    for each in found["compiled"]:
         size = ", ".join(f"{n:,} {name}" for name, n in each["size"].items())
         parts += [
             f"### The quote circuit of seed {each['seed']}, compiled",
@@ -258,7 +290,7 @@ def main() -> None:
     corpus = data.python_corpus(vocab_size=DEMO_VOCABULARY, cache_dir=args.folder / "corpus")
     hardware = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
     found: dict[str, Any] = {"commit": commit(), "seeds": args.seeds, "hardware": hardware}
-    found |= {"rows": [], "losses": {}, "compiled": []}
+    found |= {"rows": [], "losses": {}, "curves": [], "compiled": []}
     width = None
     for seed in args.seeds:
         arms = train_arms(args.folder, corpus, seed, width)
@@ -267,6 +299,9 @@ def main() -> None:
             found["losses"][f"{seed} {arm}"] = loss
             scores = "attribution" in args.stages
             found["rows"] += prune_arm(args.folder, corpus, seed, arm, model, attribution=scores)
+        for arm, (model, _) in arms.items() if "curves" in args.stages else ():
+            curves = sweep_methods(args.folder, corpus, seed, arm, model)
+            found["curves"].append({"seed": seed, "arm": arm, "methods": curves})
         if "compile" in args.stages:
             found["compiled"].append(compile_quotes(args.folder, seed, arms["sparse"][0]))
     if found["rows"]:

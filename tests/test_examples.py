@@ -89,6 +89,8 @@ def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
     compiled = {"seed": 0, "size": {"weights": 9}, "prompts": 1024, "float64": 1e-14}
     compiled |= {"float32": 2e-6, "close calls": 3, "equations": "x += 1"}
     found = {"commit": "abc", "seeds": [0], "hardware": "2 cores", "rows": rows}
+    methods = {"learned": [[0, 0.7], [9, 0.1]], "random": [[0, 0.7], [900, 0.1]]}
+    found["curves"] = [{"seed": 0, "arm": "sparse", "methods": methods}]
     script.write_results(found | {"losses": {"0 sparse": 2.8}, "compiled": [compiled]})
     text = page.read_text()
     assert "old" not in text
@@ -98,6 +100,7 @@ def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
     assert "| 0 | sparse | 2.800 | 3 | 2 | 10.000 | 0.250 | 0.141 |" in text
     assert "| t1 | 1.000 | 0.050 | 0.100 | 5 | 100 | 50 | 25 | 500 | 9 |" in text
     assert "by the last token alone: easy." in text
-    assert "hard (52%; can't do it)" in text
+    assert "<title>random: 900 edges, 0.1</title>" in text
+    assert "hard (52.0%; can't do it)" in text
     assert "over 1,024 prompts: 1.0e-14 in float64" in text
     assert json.loads(page.with_suffix(".json").read_text())["rows"][1]["clean-up"] == 25

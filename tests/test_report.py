@@ -281,6 +281,17 @@ def test_a_logarithmic_axis_has_equal_steps_for_equal_ratios():
     assert b > a
 
 
+def test_both_axes_can_be_logarithmic_and_lose_what_has_no_logarithm():
+    figure = draw_curves(
+        {"a": [(0.0, 1.0), (1.0, 1.0), (10.0, 0.1), (100.0, 0.01)]},
+        x_label="x", y_label="y", log_x=True, log_y=True,
+    )  # fmt: skip
+    dots = [float(dot.attrib["cx"]) for dot in ElementTree.fromstring(figure).iter("circle")]
+    assert len(dots) == 3
+    assert dots[1] - dots[0] == pytest.approx(dots[2] - dots[1], abs=0.2)
+    assert dots[0] < dots[1]
+
+
 @pytest.mark.parametrize("text", ["\ud800", "\x1b[31m", "\ufffe", "\u200f", "\u2028", "\x85"])
 def test_what_cannot_be_seen_is_written_as_an_escape(text):
     assert visible(text).startswith("\\")

@@ -1,4 +1,4 @@
-"""Training curves drawn as inline SVG: a pure function from data to text.
+"""Curves drawn as inline SVG: a pure function from data to text.
 
 Like the drawing of a circuit it carries no script and no address, and is coloured by the CSS of the
 page around it (classes `plot` and `c0` to `c5`).
@@ -15,25 +15,31 @@ def draw_curves(
     *,
     x_label: str,
     y_label: str,
+    log_x: bool = False,
     log_y: bool = False,
 ) -> str:
-    """Draw named curves as a figure with axes and a legend, without points that aren't finite."""
+    """Draw named curves as a figure with axes and a legend.
+
+    Left out are points that aren't finite, and those at 0 or below on a logarithmic axis.
+    """
+
+    def fits(value: float, logarithmic: bool) -> bool:
+        return math.isfinite(value) and (value > 0 or not logarithmic)
+
     points = {
-        name: [p for p in some if all(map(math.isfinite, p)) and (p[1] > 0 or not log_y)]
+        name: [(x, y) for x, y in some if fits(x, log_x) and fits(y, log_y)]
         for name, some in curves.items()
     }
     every = [p for some in points.values() for p in some]
     if not every:
         return f"<figure><p>There is no {escape(y_label)} to draw.</p></figure>"
-    x_ticks = _ticks(0.0, max(x for x, _ in every))
-    y_values = [y for _, y in every]
+    x_values, y_values = [x for x, _ in every], [y for _, y in every]
+    x_ticks = _log_ticks(min(x_values), max(x_values)) if log_x else _ticks(0.0, max(x_values))
     y_ticks = (_log_ticks if log_y else _ticks)(min(y_values), max(y_values))
-    scale = math.log if log_y else float
-    low, high = scale(y_ticks[0]), scale(y_ticks[-1])
     left, right, top, bottom = 56.0, 540.0, 30.0, 250.0
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across, up = x / (x_ticks[-1] or 1.0), (scale(y) - low) / ((high - low) or 1.0)
+        across, up = _height(x, x_ticks, log_x), _height(y, y_ticks, log_y)
         return left + across * (right - left), bottom - up * (bottom - top)
 
     parts = []
@@ -41,7 +47,7 @@ def draw_curves(
         x, _ = at(tick, y_ticks[0])
         parts.append(f'<text x="{x:.1f}" y="{bottom + 18}">{_short(tick)}</text>')
     for tick in y_ticks:
-        _, y = at(0.0, tick)
+        _, y = at(x_ticks[0], tick)
         parts.append(f'<path class="grid" d="M{left},{y:.1f}H{right}"/>')
         parts.append(f'<text class="end" x="{left - 8}" y="{y + 4:.1f}">{_short(tick)}</text>')
     middle = (left + right) / 2
@@ -66,6 +72,13 @@ def draw_curves(
         f"against {escape(x_label)}</title>{''.join(parts)}</svg>"
         f'<ul class="legend">{legend}</ul></figure>'
     )
+
+
+def _height(value: float, ticks: Sequence[float], logarithmic: bool) -> float:
+    """Give where a value lies between the first tick, 0, and the last, 1."""
+    scale = math.log if logarithmic else float
+    low, high = scale(ticks[0]), scale(ticks[-1])
+    return (scale(value) - low) / ((high - low) or 1.0)
 
 
 def _ticks(low: float, high: float) -> list[float]:
