@@ -252,11 +252,10 @@ def write_results(found: dict[str, Any]) -> None:
         short = [f"{r['task']} ({r['accuracy']:.1%}; {r['note']})" for r in mine if r.get("note")]
         parts.append(f"Not pruned, with the model's accuracy: {', '.join(short) or 'none'}.")
     for each in found["curves"]:
+        curves = {method: [(x, y) for x, y in some] for method, some in each["methods"].items()}
         parts += [
             f"### The quotes by every method, seed {each['seed']}, {each['arm']}",
-            draw_curves(
-                each["methods"], x_label="edges", y_label="loss (nats)", log_x=True, log_y=True
-            ),
+            draw_curves(curves, x_label="edges", y_label="loss (nats)", log_x=True, log_y=True),
         ]
     for each in found["compiled"]:
         size = ", ".join(f"{n:,} {name}" for name, n in each["size"].items())
