@@ -1,4 +1,4 @@
-"""A sparse transformer in forty lines of plain torch: the oracle of several test files."""
+"""A sparse transformer in forty lines of plain torch, and cut by hand: oracles of several tests."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tl_sparse.circuit import Circuit, Node, Site
 from tl_sparse.config import SparsityConfig
+from tl_sparse.sites import Joint, joint_matrix, site_map
 
 
 def keep_largest(x: Tensor, density: float) -> Tensor:
@@ -85,3 +87,47 @@ def plain_forward(
         x = x + at(layer, "mlp_out", keep_largest(out, s.site_density("mlp_out")))
     logits = norm(x) @ p["unembed.W_U"] + p["unembed.b_U"]
     return logits + p["bigram.table"][tokens] if "bigram.table" in p else logits
+
+
+def plain_parameters(model: Any) -> dict[str, Tensor]:
+    """The parameters of a model by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def plain_cut(
+    model: Any,
+    tokens: Tensor,
+    nodes: Mapping[Site, Tensor],
+    edges: Mapping[Joint, Tensor],
+    values: Mapping[Site, Tensor],
+    shape: dict[str, Any],
+) -> Tensor:
+    """The plain network with nodes out and edges cut (gates of 0 and 1), at given values."""
+
+    def at(layer: int, name: str, x: Tensor) -> Tensor:
+        site = Site(layer, name)
+        return torch.where(nodes[site].bool(), x, values[site]) if site in nodes else x
+
+    cuts = {joint.weight: (gate.bool(), values[joint.source]) for joint, gate in edges.items()}
+    return plain_forward(plain_parameters(model), tokens, model.sparsity, shape, at, cuts=cuts)
+
+
+def plain_circuit(
+    model: Any, tokens: Tensor, circuit: Circuit, kept: set[Node], shape: dict[str, Any]
+) -> Tensor:
+    """The plain network with a circuit's edges and the nodes `kept` left in, one by one."""
+    edges = {(e.source, e.target) for e in circuit.edges}
+    dtype = next(model.parameters()).dtype
+    values = {site: torch.tensor(v, dtype=dtype) for site, v in circuit.references.items()}
+    nodes = {
+        site: torch.tensor([Node(site, c) in kept for c in range(len(v))])
+        for site, v in values.items()
+    }
+    gates = {}
+    for joint in site_map(model).joints:
+        gate = torch.ones(joint_matrix(model, joint).shape, dtype=torch.bool)
+        for s, t in gate.nonzero().tolist():
+            ends = Node(joint.source, s), Node(joint.target, t)
+            gate[s, t] = ends in edges or not set(ends) <= kept  # live towards what is out
+        gates[joint] = gate
+    return plain_cut(model, tokens, nodes, gates, values, shape)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SHAPE, make_model
-from plain import plain_forward
+from plain import plain_circuit, plain_cut, plain_forward, plain_parameters
 from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import (
@@ -49,12 +49,7 @@ def random_values(model, seed=1):
 def test_a_gated_model_is_the_plain_network_with_those_activations_replaced(model, tokens):
     gates, values = random_gates(model), random_values(model)
 
-    def at(layer, name, x):
-        keep, value = gates[Site(layer, name)].bool(), values[Site(layer, name)]
-        return torch.where(keep, x, value)
-
-    p = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    expected = plain_forward(p, tokens, SPARSE, SHAPE, at)
+    expected = plain_cut(model, tokens, gates, {}, values, SHAPE)
     with gated(model, site_map(model), gates, values):
         torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-11)
 
@@ -78,13 +73,8 @@ def test_a_cut_edge_shows_its_target_the_sources_value(attention, sinks, tokens)
             block.attn.sinks.fill_(1.0 if sinks else -torch.inf)
     gates, values, edges = random_gates(model), random_values(model), random_edges(model)
 
-    def at(layer, name, x):
-        site = Site(layer, name)
-        return torch.where(gates[site].bool(), x, values[site])
-
-    p = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    cuts = {joint.weight: (gate.bool(), values[joint.source]) for joint, gate in edges.items()}
-    expected = plain_forward(p, tokens, SPARSE, SHAPE, at, cuts=cuts)
+    p = plain_parameters(model)
+    expected = plain_cut(model, tokens, gates, edges, values, SHAPE)
     if not sinks:
         shape = SHAPE | {"use_attention_sinks": False, "dtype": torch.float64}
         without = HookedSparseTransformer(shape, sparsity=SPARSE)
@@ -102,9 +92,9 @@ def test_a_cut_edge_shows_its_target_the_sources_value(attention, sinks, tokens)
     assert all(torch.equal(model.get_parameter(n), p[n]) for n in names)
 
 
-def test_gradients_of_edge_gates_match_finite_differences(model, tokens):
-    sites, values, edges = site_map(model), random_values(model), random_edges(model)
-    edges = {joint: 0.3 + 0.4 * gate for joint, gate in edges.items()}
+def check_gradients_of_edge_gates(model, tokens, values):
+    sites = site_map(model)
+    edges = {joint: 0.3 + 0.4 * gate for joint, gate in random_edges(model).items()}
     for joint in sites.joints[:6]:
 
         def loss(changed, joint=joint):
@@ -118,6 +108,10 @@ def test_gradients_of_edge_gates_match_finite_differences(model, tokens):
         step[place] = 1e-6
         difference = (loss(edges[joint] + step) - loss(edges[joint] - step)) / 2e-6
         assert gradient[place].item() == pytest.approx(difference.item(), rel=1e-4, abs=1e-9)
+
+
+def test_gradients_of_edge_gates_match_finite_differences(model, tokens):
+    check_gradients_of_edge_gates(model, tokens, random_values(model))
 
 
 def test_edges_are_cut_in_a_stock_model_too_but_not_under_its_sinks(tokens):
@@ -354,23 +348,8 @@ def test_a_circuit_runs_inside_a_block_with_hooks_live(cut, model, tokens):
     """All its edges, every second, every third: a node without in-edges falls to its reference."""
     circuit = whole_circuit(model)
     circuit = replace(circuit, edges=circuit.edges[::cut])
-    values = random_values(model)
     kept = connected(set(circuit.nodes), list(circuit.edges))
-    edges = {(e.source, e.target) for e in circuit.edges}
-
-    def at(layer, name, x):
-        keep = [Node(Site(layer, name), c) in kept for c in range(x.shape[-1])]
-        return torch.where(torch.tensor(keep), x, values[Site(layer, name)])
-
-    cuts = {}
-    for joint in site_map(model).joints:
-        keep = torch.ones(joint_matrix(model, joint).shape, dtype=torch.bool)
-        for s, t in keep.nonzero().tolist():
-            ends = Node(joint.source, s), Node(joint.target, t)
-            keep[s, t] = ends in edges or not set(ends) <= kept  # live towards what is out
-        cuts[joint.weight] = keep, values[joint.source]
-    p = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    expected = plain_forward(p, tokens, SPARSE, SHAPE, at, cuts=cuts)
+    expected = plain_circuit(model, tokens, circuit, kept, SHAPE)
     before = model(tokens)
     with only_circuit(model, circuit):
         logits, cache = model.run_with_cache(tokens)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SHAPE, make_model
-from plain import plain_forward
+from plain import plain_circuit
 from safetensors.torch import save_file
 from transformer_lens import HookedTransformer
 
@@ -91,23 +91,7 @@ def test_compiled_equals_plain_torch(seed, tokens):
     """The oracle has no code of ours: every node and every cut weight is set by hand."""
     model = make_model(SPARSE, **DOUBLE)
     circuit = random_circuit(model, seed)
-    kept, edges = set(circuit.nodes), {(e.source, e.target) for e in circuit.edges}
-    values = {s: torch.tensor(v, dtype=torch.float64) for s, v in circuit.references.items()}
-
-    def at(layer, name, x):
-        keep = [Node(Site(layer, name), c) in kept for c in range(x.shape[-1])]
-        return torch.where(torch.tensor(keep), x, values[Site(layer, name)])
-
-    cuts = {}
-    for joint in site_map(model).joints:
-        keep = torch.ones(joint_matrix(model, joint).shape, dtype=torch.bool)
-        for s, t in keep.nonzero().tolist():
-            ends = Node(joint.source, s), Node(joint.target, t)
-            keep[s, t] = ends in edges or not set(ends) <= kept
-        cuts[joint.weight] = keep, values[joint.source]
-    p = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    p = {name: x if "W_pos" not in name else torch.zeros_like(x) for name, x in p.items()}
-    logits = plain_forward(p, tokens, SPARSE, SHAPE, at, cuts=cuts)
+    logits = plain_circuit(model, tokens, circuit, set(circuit.nodes), SHAPE)
     compiled = circuit.compile(model, max_rivals=1.0)
     expected = logits[:, -1, list(ANSWERS.values())]
     torch.testing.assert_close(compiled(tokens), expected, rtol=0, atol=1e-11)

@@ -5,8 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SHAPE, make_model
-from plain import plain_forward
-from test_ablation import SPARSE, connected, random_edges, random_gates, whole_circuit
+from plain import plain_cut, plain_forward, plain_parameters
+from test_ablation import (
+    SPARSE,
+    check_gradients_of_edge_gates,
+    connected,
+    random_edges,
+    random_gates,
+    whole_circuit,
+)
 from test_pruning import FREE, QUICK, Letters, letters_task, planted_model
 from transformer_lens import HookedTransformer
 
@@ -40,10 +47,6 @@ def other() -> torch.Tensor:
     return torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(7))
 
 
-def parameters(model) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
 def plain_values(p, tokens, sparsity=SPARSE, shape=SHAPE) -> dict[Site, torch.Tensor]:
     """What stands at every site in a run of the plain network."""
     found = {}
@@ -58,19 +61,12 @@ def plain_values(p, tokens, sparsity=SPARSE, shape=SHAPE) -> dict[Site, torch.Te
 
 def cut_by_hand(model, tokens, other, nodes, edges, shape=SHAPE) -> torch.Tensor:
     """The plain network with nodes out and edges cut, at their values in a plain run on `other`."""
-    p = parameters(model)
-    values = plain_values(p, other, model.sparsity, shape)
-
-    def at(layer, name, x):
-        site = Site(layer, name)
-        return torch.where(nodes[site].bool(), x, values[site]) if site in nodes else x
-
-    cuts = {joint.weight: (gate.bool(), values[joint.source]) for joint, gate in edges.items()}
-    return plain_forward(p, tokens, model.sparsity, shape, at, cuts=cuts)
+    values = plain_values(plain_parameters(model), other, model.sparsity, shape)
+    return plain_cut(model, tokens, nodes, edges, values, shape)
 
 
 def test_values_are_those_of_a_plain_run_on_the_other_prompts(model, other):
-    expected = plain_values(parameters(model), other)
+    expected = plain_values(plain_parameters(model), other)
     found = values_on(model, site_map(model), other)
     assert set(found) == set(expected)
     for site, values in found.items():
@@ -111,22 +107,7 @@ def test_the_other_prompts_themselves_change_nothing(model, tokens):
 
 
 def test_gradients_of_edge_gates_match_finite_differences(model, tokens, other):
-    sites, edges = site_map(model), random_edges(model)
-    values = values_on(model, sites, other)
-    edges = {joint: 0.3 + 0.4 * gate for joint, gate in edges.items()}
-    for joint in sites.joints[:6]:
-
-        def loss(changed, joint=joint):
-            with gated(model, sites, {}, values, edges | {joint: changed}):
-                return model(tokens, return_type="loss")
-
-        gate = edges[joint].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(gate), gate)
-        place = tuple((joint_matrix(model, joint) != 0).nonzero()[3].tolist())
-        step = torch.zeros_like(gate.detach())
-        step[place] = 1e-6
-        difference = (loss(edges[joint] + step) - loss(edges[joint] - step)) / 2e-6
-        assert gradient[place].item() == pytest.approx(difference.item(), rel=1e-4, abs=1e-9)
+    check_gradients_of_edge_gates(model, tokens, values_on(model, site_map(model), other))
 
 
 def test_tokens_of_another_shape_are_refused_inside_and_everything_is_undone(model, tokens, other):
@@ -221,7 +202,7 @@ def test_the_task_mean_is_over_the_true_tokens_of_the_training_prompts():
     model = make_model(SPARSE, d_vocab=26, dtype=torch.float64)
     refs = task_references(model, task, batch_size=2, progress=False)
     prompts = [Letters().encode(prompt) for pair in pairs for prompt in pair.prompts]
-    found = [plain_values(parameters(model), torch.tensor([prompt])) for prompt in prompts]
+    found = [plain_values(plain_parameters(model), torch.tensor([prompt])) for prompt in prompts]
     for info in site_map(model).sites:
         mean = torch.cat([values[info.site][0] for values in found]).mean(0)
         torch.testing.assert_close(refs.values[info.site], mean, rtol=0, atol=1e-12)

@@ -11,7 +11,7 @@ from tl_sparse.wording import escape
 
 
 def draw_curves(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Sequence[tuple[float | int, float | int]]],
     *,
     x_label: str,
     y_label: str,
@@ -23,11 +23,11 @@ def draw_curves(
     Left out are points that aren't finite, and those at 0 or below on a logarithmic axis.
     """
 
-    def fits(value: float, logarithmic: bool) -> bool:
+    def fits(value: float | int, logarithmic: bool) -> bool:
         return math.isfinite(value) and (value > 0 or not logarithmic)
 
     points = {
-        name: [(x, y) for x, y in some if fits(x, log_x) and fits(y, log_y)]
+        name: [(float(x), float(y)) for x, y in some if fits(x, log_x) and fits(y, log_y)]
         for name, some in curves.items()
     }
     every = [p for some in points.values() for p in some]
