@@ -40,7 +40,7 @@ MARKS = ("<!-- tables: made by examples/task_results.py -->", "<!-- end of table
 STAGES = ("train", "prune", "attribution", "curves", "compile")
 N_TOKENS = 4 * DEMO_TRAINING.n_tokens
 N_REFERENCE_TOKENS = 2**18
-START_WIDTH = 46
+START_WIDTH = 50
 ATTRIBUTION = replace(DEMO_PRUNING, method="attribution", edges=False, drop_one=False)
 QUOTES = "single_double_quote"
 METHODS = ("learned", "integrated_gradients", "attribution", "magnitude", "random")
@@ -60,7 +60,7 @@ def train_arms(
 ) -> dict[str, tuple[HookedSparseTransformer, float]]:
     """Train a sparse model and the dense one of equal loss; give models and validation losses.
 
-    The width is searched for the first seed; later ones take it over.
+    The width is searched for the first seed if none is given; later ones take it over.
     """
     place = folder / f"seed{seed}"
     model, history = train_arm(arm_specs(settings(seed))[0], corpus, place / "sparse")
@@ -284,13 +284,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("task-results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--width", type=int, help="of the dense control; default: searched")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     args = parser.parse_args()
     corpus = data.python_corpus(vocab_size=DEMO_VOCABULARY, cache_dir=args.folder / "corpus")
     hardware = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
     found: dict[str, Any] = {"commit": commit(), "seeds": args.seeds, "hardware": hardware}
     found |= {"rows": [], "losses": {}, "curves": [], "compiled": []}
-    width = None
+    width = args.width
     for seed in args.seeds:
         arms = train_arms(args.folder, corpus, seed, width)
         width = int(list(arms)[1].rpartition(" ")[2])

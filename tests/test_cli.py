@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, how it fails."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -7,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model
+from test_ablation import whole_circuit
 from typer.testing import CliRunner
 
 from tl_sparse import cli, data, gate, tasks
+from tl_sparse.auditing import audit
 from tl_sparse.circuit import Circuit
-from tl_sparse.config import PruningConfig, SparsityConfig
+from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig
 
 TASK = "single_double_quote"
 
@@ -132,6 +135,24 @@ def test_the_default_text_stands_in_where_the_training_text_is_not_known(
     assert asked["cache_dir"] == tmp_path
     assert asked["tokenizer"].get_vocab() == corpus[0].tokenizer.get_vocab()
     assert (tmp_path / "c.json").exists()
+
+
+def test_auditing_from_the_command_line_writes_the_report_of_the_call(
+    folder, model, corpus, tmp_path, monkeypatch
+):
+    place, out = ["--corpus-cache", corpus[1], "--quiet"], tmp_path / "audit.json"
+    replace(whole_circuit(model), task=TASK, target_loss=1.0).save(tmp_path / "c.json")
+    few = AuditConfig(n_random=2, n_subsets=2, n_adversarial_steps=2, n_examples=4, max_edges=2)
+    monkeypatch.setattr("tl_sparse.config.AuditConfig.quick", lambda seed: replace(few, seed=seed))
+    found = run("audit", folder, tmp_path / "c.json", *place, "--quick", "--seed", 3, "--out", out)
+    assert found.code == 0, found.text
+    task = tasks.get(TASK, tokenizer=model.tokenizer, max_tokens=model.cfg.n_ctx)
+    circuit, config = Circuit.load(tmp_path / "c.json"), replace(few, seed=3)
+    report = audit(model, circuit, task, corpus[0], config, progress=False)
+    assert json.loads(out.read_text())["verdicts"] == report.verdicts()
+    assert "better than chance: NOT TESTED." in found.text
+    missing = run("audit", folder, tmp_path / "none.json", *place)
+    assert (missing.code, missing.text[:6]) == (1, "Error:")
 
 
 def test_stopping_keeps_what_there_is(folder, corpus, quick, tmp_path, monkeypatch):

@@ -49,6 +49,7 @@ LAYERS = {
     "presets": 1,
     "interface": 6,
     "wording": 6,
+    "auditing": 7,
     "compiling": 7,
     "control": 7,
     "curves": 7,

@@ -3,7 +3,7 @@
 The whole flow, each name in the order in which one meets it:
 
     from tl_sparse import HookedSparseTransformer, SparsityConfig, TrainingConfig, PruningConfig
-    from tl_sparse import data, prune, references, tasks, train
+    from tl_sparse import audit, data, prune, references, tasks, train
 
     corpus  = data.python_corpus()                                    # text -> tokens
     model   = HookedSparseTransformer(cfg, tokenizer=corpus.tokenizer,
@@ -13,12 +13,14 @@ The whole flow, each name in the order in which one meets it:
     refs    = references(model, corpus)                               # the mean of every node
     circuit = prune(model, task, refs, PruningConfig(target_loss=0.15))
     circuit.save("quotes.json")
+    print(audit(model, circuit, task, corpus))                        # can it be proved wrong?
 """
 
 from tl_sparse import data, tasks
 from tl_sparse.ablation import References, only_circuit, references
+from tl_sparse.auditing import AuditReport, audit
 from tl_sparse.circuit import Circuit, Edge, Node, Site
-from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 from tl_sparse.history import History
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.pruning import prune
@@ -28,6 +30,8 @@ from tl_sparse.training import train
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditConfig",
+    "AuditReport",
     "Circuit",
     "Edge",
     "History",
@@ -38,6 +42,7 @@ __all__ = [
     "Site",
     "SparsityConfig",
     "TrainingConfig",
+    "audit",
     "data",
     "only_circuit",
     "prune",

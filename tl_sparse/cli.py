@@ -1,4 +1,4 @@
-"""The command line: `tl-sparse demo | tasks | prune | info`, thin over the package's functions."""
+"""The command line, `tl-sparse demo | tasks | prune | audit | info`: thin over the package."""
 
 import os
 
@@ -198,6 +198,61 @@ def prune(
     if circuit.provenance.get("interrupted"):
         _say("Stopped: the smallest circuit so far, smaller ones may exist.")
     _say(repr(circuit))
+    _say(f"Written to {out}.")
+
+
+@app.command()
+def audit(
+    model: Annotated[
+        Path, typer.Argument(help="A model folder, e.g. demo/sparse/checkpoint/model.")
+    ],
+    circuit: Annotated[Path, typer.Argument(help="A circuit of that model, as `prune` wrote it.")],
+    out: Annotated[Path, typer.Option(help="The file that the report is written to.")] = Path(
+        "audit.json"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A quarter of the draws, on 32 examples.")
+    ] = False,
+    corpus_cache: Annotated[
+        Path | None,
+        typer.Option(help="Where corpora stand, e.g. demo/corpus; default: the cache folder."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Try to prove a circuit wrong: each claim that one might make of it, and how it went.
+
+    Is it enough for the task, whatever the rest is set to? Is it needed? Does it work beside any
+    part of the rest? Do its nodes and edges do in the model what they do alone? Does it answer as
+    the model does on other forms of prompt? Can anything go? Every line has its threshold, and its
+    control where there is one.
+
+    For example:  tl-sparse audit demo/sparse/checkpoint/model demo/sparse/circuit.json --quick
+    --corpus-cache demo/corpus
+    """
+    from tl_sparse import tasks as all_tasks
+    from tl_sparse.auditing import audit as audit_circuit
+    from tl_sparse.circuit import Circuit
+    from tl_sparse.config import AuditConfig
+    from tl_sparse.model import HookedSparseTransformer
+
+    try:
+        found = Circuit.load(circuit)
+        loaded = HookedSparseTransformer.load(model)
+        if loaded.tokenizer is None:
+            raise ValueError("The model has no tokenizer, and tasks are made for one.")
+        task = all_tasks.get(found.task, tokenizer=loaded.tokenizer, max_tokens=loaded.cfg.n_ctx)
+        corpus = _corpus_of(loaded, corpus_cache, progress=not quiet)
+        config = AuditConfig.quick(seed=seed) if quick else AuditConfig(seed=seed)
+        report = audit_circuit(loaded, found, task, corpus, config, progress=not quiet)
+        report.save(out)
+    except KeyboardInterrupt:
+        _errors.print("Stopped before the audit's end; nothing was written.")
+        raise typer.Exit(130) from None
+    except (ValueError, OSError) as error:
+        _errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from None
+    _say(str(report))
     _say(f"Written to {out}.")
 
 

@@ -68,6 +68,17 @@ class Trial:
         """Give loss and accuracy with a selection left in, on all examples of a split or some."""
         nodes = selection.node_gates(self.like)
         edges = selection.edge_gates(self.like, self.weights)
+        return self.judge(nodes, edges, split, n_examples=n_examples)
+
+    def judge(
+        self,
+        nodes: Mapping[Site, Tensor],
+        edges: Mapping[Joint, Tensor],
+        split: Split,
+        *,
+        n_examples: int | None = None,
+    ) -> tuple[float, float]:
+        """Give loss and accuracy under gates of nodes and edges, whatever they are."""
         if not self.references.resamples:  # one set of weights for all batches
             with self.running(nodes, self.references.values, edges):
                 return evaluate(self.model, self.task, split, n_examples=n_examples)

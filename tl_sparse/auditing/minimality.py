@@ -1,0 +1,43 @@
+"""Can anything go? Drop each edge alone; and the curve on which all go, the least needed first."""
+
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from tl_sparse.auditing.findings import Finding
+from tl_sparse.auditing.subject import Subject
+from tl_sparse.circuit import Edge
+
+
+def minimality(
+    subject: Subject, curves: dict[str, list[tuple[float, float]]], progress: bool
+) -> Iterator[Finding]:
+    """Judge every edge's removal on the validation examples, by which the circuit was chosen."""
+    target = max(subject.circuit.target_loss, subject.judge(subject.inside(), "validation")[0])
+    costs = drop_one(subject, progress)
+    needless = sum(cost <= target for cost in costs.values())
+    edges = subject.selection.edge_list(subject.model)
+    yield Finding(
+        "minimal", "share of edges whose removal alone the target allows",
+        needless / max(1, len(costs)), 0.0, at_most=True,
+        why="an edge that can go is no part of an explanation",
+    )  # fmt: skip
+    order = sorted(costs, key=costs.__getitem__)
+    fewer = subject.selection
+    points = [(float(fewer.n_edges), subject.alone)]
+    for edge in order if len(costs) == len(edges) else ():
+        fewer = fewer.without(edges=[edge])
+        if fewer.n_edges < points[-1][0]:
+            points.append((float(fewer.n_edges), subject.loss(subject.gates_of(fewer))))
+    curves["edges left, test loss"] = points[::-1]
+
+
+def drop_one(subject: Subject, progress: bool) -> dict[Edge, float]:
+    """Give the validation loss without each edge; of very many, of some evenly spread."""
+    edges = subject.selection.edge_list(subject.model)
+    step = -(-len(edges) // subject.config.max_edges) or 1
+    found = {}
+    for edge in tqdm(edges[::step], desc="drop one", disable=not progress):
+        gates = subject.gates_of(subject.selection.without(edges=[edge]))
+        found[edge] = subject.judge(gates, "validation")[0]
+    return found

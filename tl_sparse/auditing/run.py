@@ -1,0 +1,132 @@
+"""`audit`: every measurement in a row, and the report that comes of them."""
+
+from collections.abc import Callable, Mapping
+
+from transformer_lens import HookedTransformer
+
+from tl_sparse.ablation import (
+    References,
+    pair_references,
+    references,
+    resampled_references,
+    zero_references,
+)
+from tl_sparse.auditing.findings import AuditReport, Finding
+from tl_sparse.auditing.generality import generality
+from tl_sparse.auditing.mechanism import mechanism
+from tl_sparse.auditing.minimality import minimality
+from tl_sparse.auditing.necessity import necessity
+from tl_sparse.auditing.subject import Subject
+from tl_sparse.auditing.sufficiency import sufficiency
+from tl_sparse.auditing.surroundings import surroundings
+from tl_sparse.checkpoints import versions
+from tl_sparse.circuit import Circuit
+from tl_sparse.circuit_checks import check_circuit
+from tl_sparse.config import AuditConfig
+from tl_sparse.data import Corpus
+from tl_sparse.pruning import task_references
+from tl_sparse.pruning.others import check_lengths
+from tl_sparse.pruning.prune import frozen_parameters
+from tl_sparse.tasks import PairTask, Task
+
+
+def audit(
+    model: HookedTransformer,
+    circuit: Circuit,
+    task: Task,
+    corpus: Corpus | None = None,
+    config: AuditConfig | None = None,
+    *,
+    progress: bool = True,
+) -> AuditReport:
+    """Try to prove a circuit wrong, and say how it went; the model is left as it was.
+
+    Measured are the claims sufficient, necessary, robust, same mechanism, general and minimal;
+    "better than chance" and "stable" need circuits of other runs and are not tested yet. With the
+    `corpus` the circuit is also tried under the corpus mean and under resampling from the corpus; a
+    circuit found by resampling from the corpus cannot be audited without it.
+
+    Raises:
+        ValueError: If the circuit is another model's or does not fit it, was found on another task,
+            has no node, or a prompt is too long.
+    """
+    config = config or AuditConfig()
+    check_circuit(circuit, model, resampling=True)
+    if circuit.task != task.name:
+        raise ValueError(
+            f"The circuit was found on the task {circuit.task!r} and would be audited on "
+            f"{task.name!r}. Give the task that it was found on."
+        )
+    if not circuit.nodes:
+        raise ValueError(
+            f"The circuit for {circuit.task} has no node: the last token alone does the task, and "
+            "there is nothing to audit."
+        )
+    check_lengths(model, task)
+    own = circuit_references(model, circuit, corpus)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    findings: list[Finding] = []
+    with frozen_parameters(model):
+        subject = Subject(model, circuit, task, own, config)
+        others = other_references(model, circuit, task, corpus, progress=progress)
+        findings += sufficiency(subject, others)
+        findings += necessity(subject, progress)
+        findings += surroundings(subject, progress)
+        findings += mechanism(subject, curves, progress)
+        findings += generality(subject)
+        findings += minimality(subject, curves, progress)
+    provenance = {
+        "audit": config.to_dict(),
+        "model": circuit.model_hash,
+        "n_nodes": circuit.n_nodes,
+        "n_edges": circuit.n_edges,
+        "losses": {"whole": subject.whole, "circuit": subject.alone, "empty": subject.empty},
+        "versions": versions(),
+    }
+    return AuditReport(task.name, tuple(findings), curves, provenance)
+
+
+def circuit_references(
+    model: HookedTransformer, circuit: Circuit, corpus: Corpus | None
+) -> References:
+    """Give the values of what is out, as the circuit was found under.
+
+    Raises:
+        ValueError: If they come from the corpus, and it is not given.
+    """
+    if circuit.ablation == "resample_pair":
+        return pair_references(model)
+    noted = circuit.provenance.get("references", {})
+    if circuit.ablation == "resample_corpus":
+        if corpus is None:
+            raise ValueError(
+                "The circuit was found by resampling from the corpus, which the audit needs: "
+                "audit(model, circuit, task, corpus)."
+            )
+        return resampled_references(
+            model, corpus, n_windows=noted.get("n_windows", 1024), seed=noted.get("seed", 0)
+        )
+    like = next(model.parameters()).detach()
+    values = {site: like.new_tensor(some) for site, some in circuit.references.items()}
+    return References(values, circuit.ablation, circuit.model_hash, noted)
+
+
+def other_references(
+    model: HookedTransformer,
+    circuit: Circuit,
+    task: Task,
+    corpus: Corpus | None,
+    *,
+    progress: bool,
+) -> Mapping[str, References]:
+    """Give the ablations, beside the circuit's own, that task and corpus allow."""
+    measures: dict[str, Callable[[], References]] = {
+        "zero": lambda: zero_references(model),
+        "task_mean": lambda: task_references(model, task, progress=progress),
+    }
+    if isinstance(task, PairTask) and task.equal_lengths:
+        measures["resample_pair"] = lambda: pair_references(model)
+    if corpus is not None:
+        measures["corpus_mean"] = lambda: references(model, corpus, 2**18, progress=progress)
+        measures["resample_corpus"] = lambda: resampled_references(model, corpus)
+    return {name: measure() for name, measure in measures.items() if name != circuit.ablation}
