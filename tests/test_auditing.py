@@ -8,6 +8,7 @@ it into the answer. What else a model has stands in the test that needs it.
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,17 +19,18 @@ from test_plants import planted
 from tl_sparse import Circuit, Edge, HookedSparseTransformer, Node, site_map
 from tl_sparse.ablation import zero_references
 from tl_sparse.auditing import MIB_SHARES, AuditReport, Finding, audit, cmd, cpr, faithfulness
+from tl_sparse.auditing.controls import with_random_parameters, with_shuffled_weights
 from tl_sparse.auditing.subject import Subject, random_like
-from tl_sparse.config import AuditConfig
+from tl_sparse.config import AuditConfig, PruningConfig
 from tl_sparse.sites import joint_matrix, model_hash
-from tl_sparse.tasks import Pair, PairTask
+from tl_sparse.tasks import Pair, PairTask, nonsense
 
 ONE, MARK, KIND, MOVED, YES, NO, EITHER, EARLY, LATE, MARKED_KIND, SPARE, MOVED_TOO = range(12)
 """Channels of the stream: a constant, the mark, the kind, the kind where it is moved to, the two
 answers, 0 or 2 by the letter, the kind of variants 0 and 1 and of 2, the kind where marked, and
 what is left to write to."""
 
-CONFIG = AuditConfig(n_random=40, n_subsets=25, n_adversarial_steps=25, n_examples=48)
+CONFIG = AuditConfig(n_random=20, n_subsets=20, n_adversarial_steps=20, n_examples=32)
 EdgeList = list[tuple[str, str, float]]
 
 FIND = [(f"0.attn_in.{ONE}", "0.q.0", 4.0), (f"0.attn_in.{MARK}", "0.k.0", 4.0)]
@@ -292,3 +294,77 @@ def test_circuits_that_cannot_be_audited_say_why():
         audit(model, circuit_of(model, []), TASK, config=CONFIG)
     with pytest.raises(ValueError, match="n_random"):
         AuditConfig(n_random=0)
+
+
+PRUNING = PruningConfig(
+    target_loss=0.05, n_steps=40, n_edge_steps=20, batch_size=16, learning_rate=0.05, exchange=False
+)
+
+
+def chance_report(model, n_control_seeds: int) -> AuditReport:
+    circuit = replace(circuit_of(model, TRUTH), provenance={"pruning": PRUNING.to_dict()})
+    config = replace(CONFIG, n_random=2, n_subsets=2, n_adversarial_steps=2)
+    config = replace(config, n_control_seeds=n_control_seeds)
+    return audit(model, circuit, TASK, config=config, progress=False)
+
+
+def test_where_nothing_else_can_be_found_the_circuit_is_better_than_chance_and_stable():
+    many = [
+        (f"0.mlp_in.{c}", f"0.mlp_neuron.{n}", 0.3) for c in (EITHER, ONE) for n in range(4, 12)
+    ]
+    model = grow(TRUTH + QUIET + many)
+    report = chance_report(model, 2)
+    verdicts = report.verdicts()
+    assert verdicts["stable"] == "holds"
+    found = {finding.name: finding for finding in report.of("better than chance")}
+    # nothing answers nonsense here, and nothing exchanged labels anywhere: the whole model counts
+    for what in ("nonsense answers", "shuffled labels"):
+        finding = found[f"edges of {what} / edges of the circuit, nearest seeds"]
+        n_whole = len({(source, target) for source, target, _ in TRUTH + QUIET + many})
+        assert finding.value == pytest.approx(n_whole / len(TRUTH))
+        assert finding.holds
+
+
+def test_a_model_in_which_nonsense_is_as_easy_is_called_out():
+    model = grow(TRUTH + QUIET)
+    with torch.no_grad():
+        one, other = nonsense(TASK, seed=0).encoded("train")[0].answers  # what will be asked for
+        model.unembed.W_U[YES, one] = model.unembed.W_U[NO, other] = 5.0
+    report = chance_report(model, 1)
+    name = "edges of nonsense answers / edges of the circuit, nearest seeds"
+    (finding,) = (f for f in report.of("better than chance") if f.name == name)
+    assert finding.value == 1.0
+    assert report.verdicts()["better than chance"] == "fails"
+
+
+def test_nonsense_keeps_the_prompts_and_the_rule():
+    other = nonsense(TASK, seed=3)
+    for split in ("train", "held_out"):
+        assert [p.prompts for p in other.pairs[split]] == [p.prompts for p in TASK.pairs[split]]
+        answers = {pair.answers for pair in other.encoded(split)}
+        assert len(answers) == 1
+        assert not set(answers.pop()) & set(TASK.answer_ids.values())
+    assert nonsense(TASK, seed=3).answer_ids == other.answer_ids
+
+
+def test_control_models_have_their_weights_at_the_same_places():
+    model = grow(TRUTH + QUIET)
+    before = model_hash(model)
+    shuffled, random_one = with_shuffled_weights(model), with_random_parameters(model)
+    assert model_hash(model) == before
+    for name, parameter in model.named_parameters():
+        for other in (shuffled, random_one):
+            assert torch.equal(other.get_parameter(name) != 0, parameter != 0)
+        mixed = shuffled.get_parameter(name)
+        assert torch.equal(mixed.flatten().sort().values, parameter.flatten().sort().values)
+    assert not torch.equal(shuffled.blocks[0].mlp.W_in, model.blocks[0].mlp.W_in)
+    assert not torch.equal(random_one.embed.W_E, model.embed.W_E)
+    assert model_hash(with_random_parameters(model)) == model_hash(random_one)
+    assert model_hash(with_random_parameters(model, seed=1)) != model_hash(random_one)
+
+
+def test_controls_under_the_corpus_mean_need_the_corpus():
+    model = grow(TRUTH)
+    circuit = replace(circuit_of(model, TRUTH), ablation="corpus_mean")
+    with pytest.raises(ValueError, match="need the corpus"):
+        audit(model, circuit, TASK, config=replace(CONFIG, n_control_seeds=1))

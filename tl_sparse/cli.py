@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -217,6 +218,10 @@ def audit(
         Path | None,
         typer.Option(help="Where corpora stand, e.g. demo/corpus; default: the cache folder."),
     ] = None,
+    control_seeds: Annotated[
+        int,
+        typer.Option(min=0, help="Prune the task and four controls again, on so many seeds."),
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
@@ -225,7 +230,8 @@ def audit(
     Is it enough for the task, whatever the rest is set to? Is it needed? Does it work beside any
     part of the rest? Do its nodes and edges do in the model what they do alone? Does it answer as
     the model does on other forms of prompt? Can anything go? Every line has its threshold, and its
-    control where there is one.
+    control where there is one. With --control-seeds also: does pruning find as much in nonsense and
+    in random models, and the same again by another seed? (Five prunings for each seed.)
 
     For example:  tl-sparse audit demo/sparse/checkpoint/model demo/sparse/circuit.json --quick
     --corpus-cache demo/corpus
@@ -243,7 +249,8 @@ def audit(
             raise ValueError("The model has no tokenizer, and tasks are made for one.")
         task = all_tasks.get(found.task, tokenizer=loaded.tokenizer, max_tokens=loaded.cfg.n_ctx)
         corpus = _corpus_of(loaded, corpus_cache, progress=not quiet)
-        config = AuditConfig.quick(seed=seed) if quick else AuditConfig(seed=seed)
+        config = AuditConfig.quick() if quick else AuditConfig()
+        config = replace(config, seed=seed, n_control_seeds=control_seeds)
         report = audit_circuit(loaded, found, task, corpus, config, progress=not quiet)
         report.save(out)
     except KeyboardInterrupt:

@@ -2,8 +2,8 @@
 
 `audit` makes an `AuditReport` of `Finding`s, each of one claim, each with its threshold and, where
 there is one, its control. The measurements stand in a module each: `sufficiency`, `necessity`,
-`surroundings`, `mechanism`, `generality`, `minimality`; `mib` has the two numbers of the MIB
-benchmark.
+`surroundings`, `mechanism`, `generality`, `minimality`, `controls`; `mib` has the two numbers of
+the MIB benchmark.
 """
 
 from tl_sparse.auditing.findings import CLAIMS, AuditReport, Claim, Finding

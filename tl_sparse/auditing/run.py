@@ -1,6 +1,7 @@
 """`audit`: every measurement in a row, and the report that comes of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from transformer_lens import HookedTransformer
 
@@ -11,6 +12,7 @@ from tl_sparse.ablation import (
     resampled_references,
     zero_references,
 )
+from tl_sparse.auditing.controls import controls
 from tl_sparse.auditing.findings import AuditReport, Finding
 from tl_sparse.auditing.generality import generality
 from tl_sparse.auditing.mechanism import mechanism
@@ -41,8 +43,8 @@ def audit(
 ) -> AuditReport:
     """Try to prove a circuit wrong, and say how it went; the model is left as it was.
 
-    Measured are the claims sufficient, necessary, robust, same mechanism, general and minimal;
-    "better than chance" and "stable" need circuits of other runs and are not tested yet. With the
+    Measured are the claims sufficient, necessary, robust, same mechanism, general and minimal, and,
+    with `config.n_control_seeds`, better than chance and stable, by pruning again. With the
     `corpus` the circuit is also tried under the corpus mean and under resampling from the corpus; a
     circuit found by resampling from the corpus cannot be audited without it.
 
@@ -64,17 +66,27 @@ def audit(
         )
     check_lengths(model, task)
     own = circuit_references(model, circuit, corpus)
+    if config.n_control_seeds and circuit.ablation == "corpus_mean" and corpus is None:
+        raise ValueError(
+            "Control prunings of a circuit found under the corpus mean measure it on other models, "
+            "and need the corpus: audit(model, circuit, task, corpus)."
+        )
+
+    def measure(other: HookedTransformer) -> References:
+        return ablation_of(circuit.ablation, other, task, corpus, own.provenance)
+
     curves: dict[str, list[tuple[float, float]]] = {}
     findings: list[Finding] = []
     with frozen_parameters(model):
         subject = Subject(model, circuit, task, own, config)
-        others = other_references(model, circuit, task, corpus, progress=progress)
+        others = other_references(model, circuit, task, corpus)
         findings += sufficiency(subject, others)
         findings += necessity(subject, progress)
         findings += surroundings(subject, progress)
         findings += mechanism(subject, curves, progress)
         findings += generality(subject)
         findings += minimality(subject, curves, progress)
+        findings += controls(subject, measure, progress)
     provenance = {
         "audit": config.to_dict(),
         "model": circuit.model_hash,
@@ -94,39 +106,60 @@ def circuit_references(
     Raises:
         ValueError: If they come from the corpus, and it is not given.
     """
+    noted = circuit.provenance.get("references", {})
     if circuit.ablation == "resample_pair":
         return pair_references(model)
-    noted = circuit.provenance.get("references", {})
     if circuit.ablation == "resample_corpus":
         if corpus is None:
             raise ValueError(
                 "The circuit was found by resampling from the corpus, which the audit needs: "
                 "audit(model, circuit, task, corpus)."
             )
-        return resampled_references(
-            model, corpus, n_windows=noted.get("n_windows", 1024), seed=noted.get("seed", 0)
-        )
+        return _resampled(model, corpus, noted)
     like = next(model.parameters()).detach()
     values = {site: like.new_tensor(some) for site, some in circuit.references.items()}
     return References(values, circuit.ablation, circuit.model_hash, noted)
 
 
-def other_references(
+def ablation_of(
+    name: str,
     model: HookedTransformer,
-    circuit: Circuit,
     task: Task,
     corpus: Corpus | None,
-    *,
-    progress: bool,
+    noted: Mapping[str, Any],
+) -> References:
+    """Measure, on any model, the values of what is out under an ablation.
+
+    `noted` is the provenance of references of the kind. The last two kinds need the corpus.
+    """
+    if name == "zero":
+        return zero_references(model)
+    if name == "task_mean":
+        return task_references(model, task, progress=False)
+    if name == "resample_pair":
+        return pair_references(model)
+    assert corpus is not None
+    if name == "corpus_mean":
+        return references(model, corpus, noted.get("n_tokens", 2**18), progress=False)
+    return _resampled(model, corpus, noted)
+
+
+def _resampled(model: HookedTransformer, corpus: Corpus, noted: Mapping[str, Any]) -> References:
+    n, seed = noted.get("n_windows", 1024), noted.get("seed", 0)
+    return resampled_references(model, corpus, n_windows=n, seed=seed)
+
+
+def other_references(
+    model: HookedTransformer, circuit: Circuit, task: Task, corpus: Corpus | None
 ) -> Mapping[str, References]:
     """Give the ablations, beside the circuit's own, that task and corpus allow."""
-    measures: dict[str, Callable[[], References]] = {
-        "zero": lambda: zero_references(model),
-        "task_mean": lambda: task_references(model, task, progress=progress),
-    }
+    names = ["zero", "task_mean"]
     if isinstance(task, PairTask) and task.equal_lengths:
-        measures["resample_pair"] = lambda: pair_references(model)
+        names.append("resample_pair")
     if corpus is not None:
-        measures["corpus_mean"] = lambda: references(model, corpus, 2**18, progress=progress)
-        measures["resample_corpus"] = lambda: resampled_references(model, corpus)
-    return {name: measure() for name, measure in measures.items() if name != circuit.ablation}
+        names += ["corpus_mean", "resample_corpus"]
+    return {
+        name: ablation_of(name, model, task, corpus, {})
+        for name in names
+        if name != circuit.ablation
+    }

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tl_sparse.rules import (
+    NON_NEGATIVE_INTEGER,
     POSITIVE_INTEGER,
     POSITIVE_NUMBER,
     SEED,
@@ -42,6 +43,10 @@ class AuditConfig:
     max_edges: int = 100
     """Edges of a circuit that are tried one by one at most, evenly spread over it."""
 
+    n_control_seeds: int = 0
+    """Seeds on which the task, nonsense, shuffled labels, shuffled weights and a random model are
+    pruned, five prunings each: for "better than chance" and "stable", which are else not tested."""
+
     seed: int = 0
     """Seeds all draws."""
 
@@ -51,13 +56,14 @@ class AuditConfig:
         check_fields(self, POSITIVE_INTEGER, "batch_size", "max_edges")
         check_fields(self, POSITIVE_NUMBER, "adversarial_rate")
         check_fields(self, maybe(POSITIVE_INTEGER), "n_examples")
+        check_fields(self, NON_NEGATIVE_INTEGER, "n_control_seeds")
         check_fields(self, SEED, "seed")
 
     @classmethod
     @checks_itself
-    def quick(cls, *, seed: int = 0) -> "AuditConfig":
+    def quick(cls) -> "AuditConfig":
         """Give a quarter of the draws, on 32 examples: for a first look."""
-        return cls(n_random=25, n_subsets=10, n_adversarial_steps=30, n_examples=32, seed=seed)
+        return cls(n_random=25, n_subsets=10, n_adversarial_steps=30, n_examples=32)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain JSON values."""

@@ -10,7 +10,7 @@ task.batch("test")                                           # pairs, as tokens
 
 tasks.from_jsonl("pairs.jsonl", tokenizer=tokenizer)         # pairs of your own
 tasks.mine(corpus, (" is", " in"))                           # real contexts of two tokens
-tasks.shuffled(task)                                         # a control that nobody can solve
+tasks.shuffled(task), tasks.nonsense(task)                   # controls that nobody can solve
 tasks.SequenceTask("mirror", examples)                       # an answer at every position
 ```
 """
@@ -30,7 +30,7 @@ from tl_sparse.tasks import (
     swaps,
 )
 from tl_sparse.tasks.base import SPLITS, Pair, PairTask, Split, Task, TaskBatch
-from tl_sparse.tasks.controls import NONSENSE_QUOTES, shuffled
+from tl_sparse.tasks.controls import NONSENSE_QUOTES, nonsense, shuffled
 from tl_sparse.tasks.mining import mine
 from tl_sparse.tasks.sequences import SequenceExample, SequenceTask
 from tl_sparse.tasks.templates import PairSpec, make
@@ -101,6 +101,7 @@ __all__ = [
     "get",
     "mine",
     "names",
+    "nonsense",
     "shuffled",
     "spec",
 ]

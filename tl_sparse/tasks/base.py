@@ -172,6 +172,10 @@ class PairTask(Task):
         pairs = (pair for some in self._encoded.values() for pair in some)
         return max(len(prompt) for pair in pairs for prompt in pair.prompts)
 
+    def encoded(self, split: Split) -> tuple[EncodedPair, ...]:
+        """Give the pairs of a split as tokens, in the order of `pairs`."""
+        return tuple(self._encoded[split])
+
     def n_examples(self, split: Split) -> int:
         """Give the number of pairs of a split."""
         return len(self.pairs[split])

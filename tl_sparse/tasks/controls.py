@@ -5,16 +5,16 @@ nonsense_quotes has the prompts of single_double_quote and answers without any s
     logger.info('waiting for        logger.info("waiting for
     ->  when                        ->  is
 
-`shuffled` takes any task and exchanges the two answers in a half of its pairs. What circuit is
-found for such a task was made by the search and was not in the model (Drori 2026; METHOD.md
-section 7).
+`shuffled` takes any task and exchanges the two answers in a half of its pairs; `nonsense` puts two
+other tokens in the answers' place. What circuit is found for such a task was made by the search and
+was not in the model (Drori 2026; METHOD.md section 7).
 """
 
 import random
 from typing import Any
 
 from tl_sparse.tasks import quotes
-from tl_sparse.tasks.base import SPLITS, Pair, PairTask, Split
+from tl_sparse.tasks.base import SPLITS, EncodedPair, Pair, PairTask, Split
 from tl_sparse.tasks.templates import Answers, PairSpec
 
 NONSENSE_QUOTES = PairSpec(
@@ -46,3 +46,41 @@ def shuffled(task: PairTask, *, seed: int = 0) -> PairTask:
             some[i] = Pair(some[i].prompts, some[i].answers[::-1])
         pairs[split] = some
     return PairTask(f"{task.name}_shuffled", pairs, tokenizer=task.tokenizer)
+
+
+def nonsense(task: PairTask, *, seed: int = 0) -> PairTask:
+    """Give the same prompts with two other answers, drawn from the tokens of the training prompts.
+
+    Where the task has two answers in all, each is replaced throughout; else those of side A and
+    side B are.
+
+    Raises:
+        ValueError: If the prompts have no two tokens that are no answers.
+
+    Examples:
+        >>> nonsense(task).name  # doctest: +SKIP
+        'var_swap_nonsense'
+    """
+    batch = task.batch("train")
+    there = {
+        token
+        for row, last in zip(batch.tokens.tolist(), batch.last.tolist(), strict=True)
+        for token in row[: last + 1]
+    }
+    others = sorted(there - set(task.answer_ids.values()))
+    if len(others) < 2:
+        raise ValueError(f"The prompts of {task.name} have no two tokens to answer nonsense with.")
+    new = random.Random(f"{task.name} nonsense {seed}").sample(others, 2)
+    by_answer = dict(zip(task.answer_ids.values(), new, strict=False))
+    encoded: dict[Pair, EncodedPair] = {}
+    pairs: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for pair, old in zip(task.pairs[split], task.encoded(split), strict=True):
+            tokens = (new[0], new[1])
+            if len(task.answer_ids) == 2:
+                tokens = (by_answer[old.answers[0]], by_answer[old.answers[1]])
+            changed = Pair(pair.prompts, (f"<{tokens[0]}>", f"<{tokens[1]}>"))
+            encoded[changed] = EncodedPair(old.prompts, tokens)
+            pairs[split].append(changed)
+    name = f"{task.name}_nonsense"
+    return PairTask(name, pairs, tokenizer=task.tokenizer, encoded=encoded)
