@@ -292,6 +292,9 @@ def test_circuits_that_cannot_be_audited_say_why():
         audit(model, circuit_of(model, TRUTH, "other"), TASK, config=CONFIG)
     with pytest.raises(ValueError, match="no node"):
         audit(model, circuit_of(model, []), TASK, config=CONFIG)
+    references = {site: (math.inf,) * len(v) for site, v in circuit.references.items()}
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        audit(model, replace(circuit, references=references), TASK, config=CONFIG)
     with pytest.raises(ValueError, match="n_random"):
         AuditConfig(n_random=0)
 

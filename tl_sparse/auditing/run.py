@@ -50,7 +50,7 @@ def audit(
 
     Raises:
         ValueError: If the circuit is another model's or does not fit it, was found on another task,
-            has no node, or a prompt is too long.
+            has no node, a prompt is too long, or a loss is NaN or infinite.
     """
     config = config or AuditConfig()
     check_circuit(circuit, model, resampling=True)

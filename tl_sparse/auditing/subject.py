@@ -46,6 +46,12 @@ class Subject:
         self.whole, self.whole_accuracy = self.judge(self.everything())
         self.alone, self.alone_accuracy = self.judge(self.inside())
         self.empty, _ = self.judge(self.gates_of(self.nothing()))
+        if not math.isfinite(self.whole + self.alone + self.empty):
+            raise ValueError(
+                f"The loss on {task.name} is NaN or infinite: {self.whole} of the whole model, "
+                f"{self.alone} of the circuit, {self.empty} of the empty circuit. Look at the "
+                "model's weights and at the circuit's reference values."
+            )
 
     def under(self, references: References) -> "Subject":
         """Give the same circuit with what is out set to other values."""
@@ -92,7 +98,10 @@ class Subject:
         }
         edges: dict[Joint, Tensor] = {}
         for key, some in parts.items():
-            (nodes if isinstance(key, Site) else edges)[key] = (~some).to(like)  # type: ignore[index]
+            if isinstance(key, Site):
+                nodes[key] = (~some).to(like)
+            else:
+                edges[key] = (~some).to(like)
         return Gates(nodes, {joint: gate for joint, gate in edges.items() if not gate.all()})
 
     # -- losses -------------------------------------------------------------------------------

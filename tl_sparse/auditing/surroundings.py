@@ -9,7 +9,6 @@ harm, the same for all prompts (stochastic and adversarial ablation; METHOD.md, 
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from tl_sparse.auditing.findings import Finding
@@ -90,7 +89,7 @@ def worst_part(subject: Subject, progress: bool) -> Parts:
     if not taus:
         return outside
     optimizer = torch.optim.Adam(list(taus.values()), lr=config.adversarial_rate)
-    worst: tuple[float, dict[Site | object, Tensor]] = (-float("inf"), {})
+    worst: tuple[float, Parts] = (-float("inf"), {})
     n = task.n_examples("train")
     steps = range(config.n_adversarial_steps)
     for _ in tqdm(steps, desc="worst surrounding", disable=not progress):
