@@ -20,6 +20,7 @@ from tl_sparse import Circuit, Edge, HookedSparseTransformer, Node, site_map
 from tl_sparse.ablation import zero_references
 from tl_sparse.auditing import MIB_SHARES, AuditReport, Finding, audit, cmd, cpr, faithfulness
 from tl_sparse.auditing.controls import with_random_parameters, with_shuffled_weights
+from tl_sparse.auditing.minimality import drop_one
 from tl_sparse.auditing.subject import Subject, random_like
 from tl_sparse.config import AuditConfig, PruningConfig
 from tl_sparse.sites import joint_matrix, model_hash
@@ -247,6 +248,21 @@ def test_areas_are_those_of_mib():
             bad()
     with pytest.raises(ValueError, match="nothing to explain"):
         faithfulness(1.0, empty=2.0, whole=2.0)
+
+
+def test_edges_are_dropped_on_all_examples_that_the_circuit_was_chosen_by():
+    model = grow(TRUTH + QUIET)
+    few = replace(CONFIG, n_examples=2)
+    subject = Subject(model, circuit_of(model, TRUTH), TASK, zero_references(model), few)
+    costs = drop_one(subject, progress=False)
+    assert len(costs) == len(TRUTH)
+    batch = TASK.batch("validation")
+    for edge, cost in costs.items():
+        ends = (str(edge.source), str(edge.target))
+        alone = grow([one for one in TRUTH if one[:2] != ends])
+        logits = alone(batch.tokens)[:, -1, :2]
+        right = torch.nn.functional.cross_entropy(logits, batch.correct).item()
+        assert cost == pytest.approx(right, rel=1e-5)
 
 
 def test_random_sets_have_as_many_nodes_at_each_site():

@@ -47,7 +47,7 @@ def demo(
 ) -> None:
     """Train two small transformers on Python and read how each closes a string.
 
-    One has 2 % of its weights, the other all of them. Takes some ten minutes on two cores
+    One has 2 % of its weights, the other all of them. Takes 10 to 15 minutes on two cores
     and leaves a page to look at, demo/index.html. Ctrl-C loses nothing: the same command goes on.
     """
     from tl_sparse.demo import DemoSettings, run_demo
@@ -212,7 +212,7 @@ def audit(
         "audit.json"
     ),
     quick: Annotated[
-        bool, typer.Option("--quick", help="A quarter of the draws, on 32 examples.")
+        bool, typer.Option("--quick", help="A quarter of the draws and edges, 32 examples.")
     ] = False,
     corpus_cache: Annotated[
         Path | None,

@@ -360,7 +360,10 @@ def _closing_lines(folder: Path, results: list[ArmResult], task: PairTask) -> It
         if sparse.circuit is not None and result.circuit is not None and sparse.circuit.n_edges:
             ratio = result.circuit.n_edges / sparse.circuit.n_edges
             yield f"{result.spec.title}: {ratio:.0f} times as many edges as the sparse model."
-    yield "These circuits are not audited: pruning can find what a model does not do."
+    yield (
+        "These circuits are not audited: pruning can find what a model does not do. `tl-sparse "
+        "audit` tries to prove one wrong."
+    )
     yield f"Open {folder / 'index.html'} in a browser."
 
 

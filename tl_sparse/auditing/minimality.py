@@ -13,7 +13,10 @@ def minimality(
     subject: Subject, curves: dict[str, list[tuple[float, float]]], progress: bool
 ) -> Iterator[Finding]:
     """Judge every edge's removal on the validation examples, by which the circuit was chosen."""
-    target = max(subject.circuit.target_loss, subject.judge(subject.inside(), "validation")[0])
+    trial = (
+        subject.trial
+    )  # every validation example, as the pruner judged by: not config.n_examples
+    target = max(subject.circuit.target_loss, trial.loss(subject.selection))
     costs = drop_one(subject, progress)
     needless = sum(cost <= target for cost in costs.values())
     edges = subject.selection.edge_list(subject.model)
@@ -38,6 +41,5 @@ def drop_one(subject: Subject, progress: bool) -> dict[Edge, float]:
     step = -(-len(edges) // subject.config.max_edges) or 1
     found = {}
     for edge in tqdm(edges[::step], desc="drop one", disable=not progress):
-        gates = subject.gates_of(subject.selection.without(edges=[edge]))
-        found[edge] = subject.judge(gates, "validation")[0]
+        found[edge] = subject.trial.loss(subject.selection.without(edges=[edge]))
     return found

@@ -35,7 +35,8 @@ class AuditConfig:
     """Learning rate of these steps (Adam)."""
 
     n_examples: int | None = 128
-    """Test examples that are used at most; None takes all."""
+    """Test examples that are used at most; None takes all. Minimality takes all that the circuit was
+    chosen by."""
 
     batch_size: int = 32
     """Examples in a step of the adversary."""
@@ -62,8 +63,8 @@ class AuditConfig:
     @classmethod
     @checks_itself
     def quick(cls) -> "AuditConfig":
-        """Give a quarter of the draws, on 32 examples: for a first look."""
-        return cls(n_random=25, n_subsets=10, n_adversarial_steps=30, n_examples=32)
+        """Give a quarter of the draws, on 32 examples, and of the edges: for a first look."""
+        return cls(n_random=25, n_subsets=10, n_adversarial_steps=30, n_examples=32, max_edges=25)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain JSON values."""
