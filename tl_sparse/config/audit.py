@@ -35,8 +35,8 @@ class AuditConfig:
     """Learning rate of these steps (Adam)."""
 
     n_examples: int | None = 128
-    """Test examples that are used at most; None takes all. Minimality takes all that the circuit was
-    chosen by."""
+    """Test examples that are used at most; None takes all. Minimality is judged on all of the
+    validation examples, by which the circuit was chosen."""
 
     batch_size: int = 32
     """Examples in a step of the adversary."""
