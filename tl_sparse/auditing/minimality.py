@@ -13,10 +13,8 @@ def minimality(
     subject: Subject, curves: dict[str, list[tuple[float, float]]], progress: bool
 ) -> Iterator[Finding]:
     """Judge every edge's removal on the validation examples, by which the circuit was chosen."""
-    trial = (
-        subject.trial
-    )  # every validation example, as the pruner judged by: not config.n_examples
-    target = max(subject.circuit.target_loss, trial.loss(subject.selection))
+    # On all of them, as the pruner judged, whatever config.n_examples says.
+    target = max(subject.circuit.target_loss, subject.trial.loss(subject.selection))
     costs = drop_one(subject, progress)
     needless = sum(cost <= target for cost in costs.values())
     edges = subject.selection.edge_list(subject.model)
