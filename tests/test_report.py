@@ -192,7 +192,7 @@ def test_the_page_says_that_nothing_was_audited_and_which_arm_cannot_do_the_task
     text = " ".join("".join(Page(page).text).split())
     assert "Not audited." in text
     assert (
-        "Circuits are not believed until audited, and the audit is not part of this version" in text
+        "Circuits are not believed until audited: `tl-sparse audit` tries to prove one wrong." in text
     )
     assert "cannot do the task" in text
 

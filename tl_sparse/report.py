@@ -21,8 +21,8 @@ from tl_sparse.wording import Explanation, escape
 
 NOT_AUDITED = (
     "Not audited. A circuit that reaches the target loss may still compute the task in another way "
-    "than the model does. Circuits are not believed until audited, and the audit is not part of "
-    "this version."
+    "than the model does. Circuits are not believed until audited: `tl-sparse audit` tries to "
+    "prove one wrong."
 )
 
 
