@@ -191,9 +191,7 @@ def test_every_edge_stands_in_words_in_the_table_and_in_the_drawing(arm, page):
 def test_the_page_says_that_nothing_was_audited_and_which_arm_cannot_do_the_task(page):
     text = " ".join("".join(Page(page).text).split())
     assert "Not audited." in text
-    assert (
-        "Circuits are not believed until audited: `tl-sparse audit` tries to prove one wrong." in text
-    )
+    assert "Circuits are not believed until audited: `tl-sparse audit` tries to" in text
     assert "cannot do the task" in text
 
 
