@@ -24,7 +24,7 @@ from tl_sparse.auditing.minimality import drop_one
 from tl_sparse.auditing.subject import Subject, random_like
 from tl_sparse.config import AuditConfig, PruningConfig
 from tl_sparse.sites import joint_matrix, model_hash
-from tl_sparse.tasks import Pair, PairTask, nonsense
+from tl_sparse.tasks import Pair, PairTask, from_held_out, nonsense, resampled
 
 ONE, MARK, KIND, MOVED, YES, NO, EITHER, EARLY, LATE, MARKED_KIND, SPARE, MOVED_TOO = range(12)
 """Channels of the stream: a constant, the mark, the kind, the kind where it is moved to, the two
@@ -364,6 +364,23 @@ def test_nonsense_keeps_the_prompts_and_the_rule():
         assert len(answers) == 1
         assert not set(answers.pop()) & set(TASK.answer_ids.values())
     assert nonsense(TASK, seed=3).answer_ids == other.answer_ids
+
+
+def test_prompts_are_resampled_and_exchanged_for_other_forms():
+    for seed in (0, 1):
+        other = resampled(TASK, seed=seed)
+        for split in ("train", "validation"):
+            assert len(other.pairs[split]) == len(TASK.pairs[split])
+            assert 0.5 < len(set(other.pairs[split])) / len(TASK.pairs[split]) < 0.8
+            assert set(other.pairs[split]) <= set(TASK.pairs[split])
+        assert other.pairs["test"] == TASK.pairs["test"]
+    assert resampled(TASK, seed=0).pairs != resampled(TASK, seed=1).pairs
+    forms = from_held_out(TASK)
+    assert not forms.pairs["held_out"]
+    trained_on = {*forms.pairs["train"], *forms.pairs["validation"]}
+    assert trained_on == set(TASK.pairs["held_out"])
+    with pytest.raises(ValueError, match="0 held-out pairs"):
+        from_held_out(forms)
 
 
 def test_control_models_have_their_weights_at_the_same_places():

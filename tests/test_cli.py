@@ -12,7 +12,7 @@ from test_ablation import whole_circuit
 from typer.testing import CliRunner
 
 from tl_sparse import cli, data, gate, tasks
-from tl_sparse.auditing import audit
+from tl_sparse.auditing import AuditReport, audit
 from tl_sparse.circuit import Circuit
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig
 
@@ -151,6 +151,11 @@ def test_auditing_from_the_command_line_writes_the_report_of_the_call(
     report = audit(model, circuit, task, corpus[0], config, progress=False)
     assert json.loads(out.read_text())["verdicts"] == report.verdicts()
     assert "better than chance: NOT TESTED." in found.text
+    page = tmp_path / "page.html"
+    run("audit", folder, tmp_path / "c.json", *place, "--quick", "--seed", 3, "--out", page)
+    assert f"Audit of the circuit for {TASK}" in page.read_text(encoding="utf-8")
+    # Given as text: what is not finite is equal to itself there.
+    assert str(AuditReport.load(tmp_path / "page.json")) == str(AuditReport.load(out))
     missing = run("audit", folder, tmp_path / "none.json", *place)
     assert (missing.code, missing.text[:6]) == (1, "Error:")
 

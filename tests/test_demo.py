@@ -1,5 +1,6 @@
 """The demo at its smallest: stages that are kept, arms that fail the gate, the command line."""
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tl_sparse import demo
+from tl_sparse.auditing import CLAIMS, AuditReport
 from tl_sparse.circuit import Circuit
 from tl_sparse.cli import app
-from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 from tl_sparse.demo import DemoSettings, run_demo
 from tl_sparse.model import HookedSparseTransformer
 
@@ -27,6 +29,9 @@ TINY = DemoSettings(
         n_steps=4, n_edge_steps=4, drop_one=False, batch_size=8, target_loss=0.9, min_accuracy=0.0
     ),
     n_reference_tokens=2048,
+    audit=AuditConfig(
+        n_random=2, n_subsets=2, n_adversarial_steps=1, n_examples=4, max_edges=2, batch_size=4
+    ),
 )
 
 
@@ -50,10 +55,68 @@ def test_the_demo_leaves_models_circuits_a_table_and_a_page(finished):
         "dense, equal loss (width 24)",
     ]
     assert all(row["task loss, circuit"] <= 1 and row["nodes"] >= 0 for row in rows)
-    page = (folder / "index.html").read_text()
-    assert "not audited" in page.lower()
     assert any(line.startswith("train sparse: ") for line in lines)
     assert any("validation loss" in line for line in lines)
+
+
+def test_the_circuits_are_audited_in_the_page_the_table_and_the_words(finished):
+    folder, lines = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert any(row["nodes"] for row in summary["rows"])
+    for arm, row in zip(("sparse", "dense", "width24"), summary["rows"], strict=True):
+        assert any(line.startswith(f"audit {row['arm']}: ") for line in lines) == bool(row["nodes"])
+        if row["nodes"]:
+            report = AuditReport.load(folder / arm / "audit.json")
+            verdicts = report.verdicts()
+            assert summary["verdicts"][arm] == verdicts
+            tested = [each for each in verdicts.values() if each != "not tested"]
+            assert row["audit"] == f"{tested.count('holds')} of {len(tested)} claims hold"
+            assert all(html.escape(finding.name) in page for finding in report.findings)
+    assert "Not audited." not in page
+
+
+def test_the_closing_lines_name_the_claims_that_fail(finished):
+    folder, lines = finished
+    first = AuditReport.load(folder / "sparse/audit.json")
+    verdicts = first.verdicts()
+    failing = [f"  {claim}: {CLAIMS[claim]}" for claim in CLAIMS if verdicts[claim] == "fails"]
+    assert failing
+    start = next(i for i, line in enumerate(lines) if line.startswith("The audit of the sparse"))
+    said = lines[start + 1 : start + 1 + len(failing)]
+    assert said == failing
+    assert lines[start + 1 + len(failing)] == "Not tested: better than chance, stable."
+    assert not any("not audited" in line for line in lines)
+
+
+def test_without_audits_the_demo_says_so(finished):
+    folder, _ = finished
+    lines: list[str] = []
+    results = run_demo(folder, replace(TINY, audit=None), progress=False, say=lines.append)
+    assert [result.audit for result in results] == [None] * 3
+    assert any(line.startswith("These circuits are not audited") for line in lines)
+    assert not any("claims hold" in line for line in lines)
+    assert "Not audited." in (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_an_interrupted_audit_leaves_no_half_and_is_done_at_the_next_run(finished, monkeypatch):
+    folder, _ = finished
+    assert TINY.audit is not None
+    other = replace(TINY, audit=replace(TINY.audit, n_random=3))
+    before = (folder / "sparse/audit.json").read_bytes()
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(demo, "audit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(folder, other, progress=False)
+    assert (folder / "sparse/audit.json").read_bytes() == before
+    run_demo(folder, other, progress=False)
+    asked = AuditReport.load(folder / "sparse/audit.json").provenance["audit"]
+    assert (asked["n_random"], asked["seed"]) == (3, TINY.seed)
+    run_demo(folder, TINY, progress=False)  # as the other tests find it
 
 
 def test_a_second_run_opens_what_is_there(finished, monkeypatch):
@@ -65,6 +128,7 @@ def test_a_second_run_opens_what_is_there(finished, monkeypatch):
 
     monkeypatch.setattr(demo, "references", never)
     monkeypatch.setattr(demo, "prune", never)
+    monkeypatch.setattr(demo, "audit", never)
     run_demo(folder, TINY, progress=False)
     assert (folder / "sparse/circuit.json").read_bytes() == before
 
@@ -100,8 +164,9 @@ def test_another_recipe_in_the_same_folder_is_refused(finished):
 def test_the_command_line_teaches_and_reports_errors_in_one_line(finished, tmp_path):
     folder, _ = finished
     runner = CliRunner()
-    help_text = runner.invoke(app, ["demo", "--help"]).output
+    help_text = " ".join(runner.invoke(app, ["demo", "--help"]).output.split())
     assert "Ctrl-C loses nothing" in help_text
+    assert "audit tries to prove it wrong" in help_text
     shown = runner.invoke(app, ["info", str(folder / "sparse/checkpoint/model")])
     assert "blocks.0.mlp.W_in" in shown.output
     wrong = runner.invoke(app, ["info", str(tmp_path / "nothing")])

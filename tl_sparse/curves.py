@@ -57,7 +57,7 @@ def draw_curves(
         places = [at(x, y) for x, y in some]
         line = "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
         dots = "".join(
-            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"><title>{escape(name)}: {x:,.0f} '
+            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"><title>{escape(name)}: {_exact(x)} '
             f"{escape(x_label)}, {y:.4g}</title></circle>"
             for (px, py), (x, y) in zip(places, some, strict=True)
         )
@@ -102,6 +102,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _is_ten(value: float) -> bool:
     return math.isclose(math.log10(value), round(math.log10(value)), abs_tol=1e-9)
+
+
+def _exact(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
 def _short(value: float) -> str:

@@ -1,17 +1,18 @@
-"""The demo: text -> two transformers -> the circuit of one task in each -> a page to look at.
+"""The demo: text -> two transformers -> the circuit of one task in each -> audits -> a page.
 
 Every stage leaves its result in the folder, so that an interrupted run goes on where it stopped and
 a second one is instant:
 
     demo/settings.json  the models that were asked for
     demo/corpus/        tokens of the mixture of real and generated Python
-    demo/sparse/        log, checkpoint, circuit.json of the sparse arm
+    demo/sparse/        log, checkpoint, circuit.json, audit.json of the sparse arm
     demo/dense/         the same for the dense model of equal width
     demo/width../       the same for narrower dense models, one of equal loss (with full=True)
     demo/summary.json   the table
     demo/index.html     the page
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +23,12 @@ from typing import Any
 
 from tl_sparse import data, tasks
 from tl_sparse.ablation import References, references
+from tl_sparse.auditing import AuditReport, audit
 from tl_sparse.checkpoints import read_json, versions
 from tl_sparse.circuit import Circuit
-from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 from tl_sparse.control import match_width, matched_width_preset
+from tl_sparse.demo_arms import ArmResult, ArmSpec, closing_lines, table
 from tl_sparse.explain import explain
 from tl_sparse.files import write_text
 from tl_sparse.history import History
@@ -70,45 +73,8 @@ class DemoSettings:
     pruning: PruningConfig = DEMO_PRUNING
     n_reference_tokens: int = 2**18
     """Tokens over which the nodes' means are measured."""
-
-
-@dataclass(frozen=True)
-class ArmSpec:
-    """One model of the comparison, before it is trained."""
-
-    name: str
-    title: str
-    width: int
-    sparsity: SparsityConfig
-    training: TrainingConfig
-
-
-@dataclass
-class ArmResult:
-    """One model of the comparison, trained and pruned."""
-
-    spec: ArmSpec
-    model: HookedSparseTransformer
-    history: History
-    circuit: Circuit | None = None
-    note: str = ""
-    accuracy: float | None = None
-    losses: dict[str, float] = field(default_factory=dict)
-
-    def row(self) -> dict[str, Any]:
-        """Give this arm's line of the table."""
-        circuit = self.circuit
-        return {
-            "arm": self.spec.title,
-            "validation loss": self.history.validation_loss,
-            "task loss, whole model": self.losses.get("model_test"),
-            "accuracy": self.losses.get("model_test_accuracy"),
-            "circuit's target": None if circuit is None else circuit.target_loss,
-            "task loss, circuit": self.losses.get("test"),
-            "nodes": None if circuit is None else circuit.n_nodes,
-            "edges": None if circuit is None else circuit.n_edges,
-            "note": self.note,
-        }
+    audit: AuditConfig | None = field(default_factory=AuditConfig.quick)
+    """How much work the audits of the circuits do; None leaves them out."""
 
 
 def arm_specs(settings: DemoSettings) -> tuple[ArmSpec, ArmSpec]:
@@ -173,9 +139,14 @@ def run_demo(
         with clock.stage(f"prune {result.spec.title} at {target:g}"):
             place, easier = folder / result.spec.name, replace(settings.pruning, target_loss=target)
             _prune_arm(result, task, corpus, settings, easier, place, progress)
+    for result in results if settings.audit else ():
+        if result.circuit is not None and result.circuit.nodes:
+            with clock.stage(f"audit {result.spec.title}"):
+                place = folder / result.spec.name
+                _audit_arm(result, result.circuit, task, corpus, settings, place, progress)
     with clock.stage("draw the page"):
         _write_results(folder, settings, results, task, corpus)
-    for line in _closing_lines(folder, results, task):
+    for line in closing_lines(folder, results, task):
         say(line)
     return results
 
@@ -277,6 +248,32 @@ def _try_to_prune(
     return {"note": "", "circuit": circuit.to_json()}
 
 
+def _audit_arm(
+    result: ArmResult,
+    circuit: Circuit,
+    task: PairTask,
+    corpus: data.Corpus,
+    settings: DemoSettings,
+    folder: Path,
+    progress: bool,
+) -> None:
+    """Audit an arm's circuit, or open the audit that was made of it with the same settings."""
+    assert settings.audit is not None
+    config, kept = replace(settings.audit, seed=settings.seed), folder / "audit.json"
+    asked = {
+        "audit": config.to_dict(),
+        "model": model_hash(result.model),
+        "circuit": hashlib.sha256(circuit.to_json().encode()).hexdigest(),
+        "corpus": corpus.hash,
+    }
+    if kept.is_file() and read_json(kept).get("provenance", {}).get("demo") == asked:
+        result.audit = AuditReport.load(kept)
+        return
+    report = audit(result.model, circuit, task, corpus, config, progress=progress)
+    result.audit = replace(report, provenance={**report.provenance, "demo": asked})
+    result.audit.save(kept)
+
+
 def _common_target(results: list[ArmResult], target: float) -> float:
     """Give the smallest target, rounded up to two digits, that every able arm reaches."""
     best = [result.losses["best"] for result in results if "best" in result.losses]
@@ -290,8 +287,10 @@ def _write_results(
     task: PairTask,
     corpus: data.Corpus,
 ) -> None:
+    audited = {result.spec.name: result.audit for result in results if result.audit}
     summary = {
         "rows": [result.row() for result in results],
+        "verdicts": {name: report.verdicts() for name, report in audited.items()},
         "seed": settings.seed,
         "corpus": corpus.hash,
         "versions": versions(),
@@ -308,6 +307,7 @@ def _write_results(
                 circuit=circuit,
                 explanation=None if circuit is None else explain(circuit, result.model, task),
                 history=result.history,
+                audit=result.audit,
                 description=repr(result.model),
                 note=result.note,
             )
@@ -316,55 +316,8 @@ def _write_results(
         folder / "index.html",
         title="How two transformers close a string",
         arms=arms,
-        rows=_table(results),
+        rows=table(results),
     )
-
-
-def _table(results: list[ArmResult]) -> list[dict[str, str]]:
-    """Give the table's rows for people, without columns that have nothing in them."""
-    rows = [_readable(result.row()) for result in results]
-    return [{k: v for k, v in row.items() if any(other[k] for other in rows)} for row in rows]
-
-
-def _readable(row: dict[str, Any]) -> dict[str, str]:
-    """Round a row's numbers for people."""
-
-    def text(name: str, value: Any) -> str:
-        if value is None:
-            return "-"
-        if name == "accuracy":
-            return f"{value:.1%}"
-        return (
-            f"{value:,}"
-            if isinstance(value, int)
-            else (f"{value:.3f}" if isinstance(value, float) else str(value))
-        )
-
-    return {name: text(name, value) for name, value in row.items()}
-
-
-def _closing_lines(folder: Path, results: list[ArmResult], task: PairTask) -> Iterator[str]:
-    """Give the table, the sparse circuit in words, and where the page is."""
-    rows = _table(results)
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    yield ""
-    yield "  ".join(name.ljust(widths[name]) for name in widths)
-    for row in rows:
-        yield "  ".join(row[name].ljust(widths[name]) for name in widths)
-    sparse = results[0]
-    if sparse.circuit is not None:
-        yield ""
-        yield f"How the sparse model does {task.name}, {sparse.circuit.n_edges} edges:"
-        yield str(explain(sparse.circuit, sparse.model, task))
-    for result in results[1:]:
-        if sparse.circuit is not None and result.circuit is not None and sparse.circuit.n_edges:
-            ratio = result.circuit.n_edges / sparse.circuit.n_edges
-            yield f"{result.spec.title}: {ratio:.0f} times as many edges as the sparse model."
-    yield (
-        "These circuits are not audited: pruning can find what a model does not do. `tl-sparse "
-        "audit` tries to prove one wrong."
-    )
-    yield f"Open {folder / 'index.html'} in a browser."
 
 
 class _Clock:

@@ -6,11 +6,12 @@ there is one, its control. The measurements stand in a module each: `sufficiency
 the MIB benchmark.
 """
 
-from tl_sparse.auditing.findings import CLAIMS, AuditReport, Claim, Finding
+from tl_sparse.auditing.findings import CLAIMS, AuditReport, Claim, Effect, Finding
 from tl_sparse.auditing.mib import MIB_SHARES, cmd, cpr, faithfulness
+from tl_sparse.auditing.overlap import Overlap, overlap
 from tl_sparse.auditing.run import audit
 
 __all__ = [
-    "CLAIMS", "MIB_SHARES", "AuditReport", "Claim", "Finding", "audit", "cmd", "cpr",
-    "faithfulness",
+    "CLAIMS", "MIB_SHARES", "AuditReport", "Claim", "Effect", "Finding", "Overlap", "audit", "cmd",
+    "cpr", "faithfulness", "overlap",
 ]  # fmt: skip

@@ -10,6 +10,9 @@ The pruner that found the circuit is given, with the same settings and target,
 
 A circuit that is no smaller than what is found there is not distinguishable from chance (Drori
 2026; METHOD.md, section 7). Where no size reaches the target, the whole model's edges count.
+
+For stability it is also given the task itself: on another seed, on its prompts drawn anew with
+repeats, and on its held-out forms in place of the others.
 """
 
 import copy
@@ -29,7 +32,7 @@ from tl_sparse.circuit import Circuit
 from tl_sparse.config import PruningConfig
 from tl_sparse.pruning import UnreachableTargetError
 from tl_sparse.pruning.prune import prune
-from tl_sparse.tasks import PairTask, Task, nonsense, shuffled
+from tl_sparse.tasks import PairTask, Task, from_held_out, nonsense, resampled, shuffled
 
 SEPARATED = 1.5
 """Half as many edges again, in the nearest pair of seeds: more than seeds differ by among
@@ -38,7 +41,8 @@ themselves on the models looked at."""
 SHARED = 0.5
 """Half of the edges of two circuits together are in both."""
 
-AGAIN = "the task again"
+AGAIN, RESAMPLED, OTHER_FORMS = "the task again", "its prompts resampled", "its held-out forms"
+"""Prunings of the task itself."""
 
 Measure = Callable[[HookedTransformer], References]
 """Measures the values of what is out on another model, as they were on this one."""
@@ -47,35 +51,35 @@ Job = tuple[str, HookedTransformer, Task, References]
 """What is pruned: its name, and what `prune` needs."""
 
 
-def controls(subject: Subject, measure: Measure, progress: bool) -> Iterator[Finding]:
-    """Prune the task and its controls on as many seeds as the settings ask for."""
+def controls(
+    subject: Subject, measure: Measure, progress: bool
+) -> tuple[list[Finding], list[Circuit]]:
+    """Prune the task and its controls on as many seeds as the settings ask for.
+
+    Also gives the circuits that other seeds found for the task.
+    """
     seeds = range(subject.config.n_control_seeds)
     if not seeds:
-        return
-    begin, real = pruning_of(subject.circuit), list[Circuit]()
-    edges: dict[str, list[int]] = {}
-    per_seed = 5 if isinstance(subject.task, PairTask) else 3
-    bar = tqdm(total=len(seeds) * per_seed, disable=not progress)
-    for seed in seeds:
+        return [], []
+    begin = pruning_of(subject.circuit)
+    found: dict[str, list[Circuit | None]] = {}
+    jobs = [(seed, *job) for seed in seeds for job in _jobs(subject, measure, seed)]
+    bar = tqdm(jobs, disable=not progress)
+    for seed, what, model, task, references in bar:
+        bar.set_description(what)
         config = replace(begin, seed=begin.seed + 1 + seed, min_accuracy=0.0)
-        for what, model, task, references in _jobs(subject, measure, seed):
-            bar.set_description(what)
-            circuit = _found(model, task, references, config)
-            bar.update()
-            if what != AGAIN:
-                size = n_edges(subject) if circuit is None else circuit.n_edges
-                edges.setdefault(what, []).append(size)
-            elif circuit is not None:
-                real.append(circuit)
-    bar.close()
-    yield from _better(subject, edges, real)
-    yield from _stable(subject, real)
+        found.setdefault(what, []).append(_found(model, task, references, config))
+    again = [circuit for circuit in found[AGAIN] if circuit is not None]
+    return [*_better(subject, found, again), *_stable(subject, found)], again
 
 
 def _jobs(subject: Subject, measure: Measure, seed: int) -> Iterator[Job]:
     model, task, own = subject.model, subject.task, subject.trial.references
     yield AGAIN, model, task, own
     if isinstance(task, PairTask):
+        yield RESAMPLED, model, resampled(task, seed=seed), own
+        if task.n_examples("held_out") > 1:
+            yield OTHER_FORMS, model, from_held_out(task), own
         yield "nonsense answers", model, nonsense(task, seed=seed), own
         yield "shuffled labels", model, shuffled(task, seed=seed), own
     shuffled_weights = with_shuffled_weights(model, seed=seed)
@@ -97,10 +101,13 @@ def _found(
 
 
 def _better(
-    subject: Subject, edges: dict[str, list[int]], real: list[Circuit]
+    subject: Subject, found: dict[str, list[Circuit | None]], again: list[Circuit]
 ) -> Iterator[Finding]:
-    sizes = [subject.circuit.n_edges, *(circuit.n_edges for circuit in real)]
-    for what, counts in edges.items():
+    sizes = [subject.circuit.n_edges, *(circuit.n_edges for circuit in again)]
+    for what, circuits in found.items():
+        if what in (AGAIN, RESAMPLED, OTHER_FORMS):
+            continue
+        counts = [n_edges(subject) if one is None else one.n_edges for one in circuits]
         ratios = [max(count, 1) / max(size, 1) for count in counts for size in sizes]
         yield Finding(
             "better than chance", f"edges of {what} / edges of the circuit, nearest seeds",
@@ -112,17 +119,22 @@ def _better(
         )  # fmt: skip
 
 
-def _stable(subject: Subject, real: list[Circuit]) -> Iterator[Finding]:
-    circuits = [subject.circuit, *real]
-    overlaps = [a.jaccard(b) for a, b in combinations(circuits, 2)]
-    missing = subject.config.n_control_seeds - len(real)
-    yield Finding(
-        "stable", "edges in both of two seeds' circuits, of those in either, least alike",
-        min(overlaps, default=0.0) if not missing else 0.0, SHARED, at_most=False,
-        spread=(min(overlaps), max(overlaps)) if overlaps else None,
-        why="half of the edges: below it, another seed tells another story"
-        + (f"; {missing} seeds found no circuit" if missing else ""),
-    )  # fmt: skip
+def _stable(subject: Subject, found: dict[str, list[Circuit | None]]) -> Iterator[Finding]:
+    for what in (AGAIN, RESAMPLED, OTHER_FORMS):
+        if what not in found:
+            continue
+        circuits = [circuit for circuit in found[what] if circuit is not None]
+        missing = len(found[what]) - len(circuits)
+        overlaps = [a.jaccard(b) for a, b in combinations([subject.circuit, *circuits], 2)]
+        nodes = [subject.circuit.jaccard(one, "nodes") for one in circuits]
+        yield Finding(
+            "stable", f"edges in both of two circuits, of those in either, least alike: {what}",
+            min(overlaps, default=0.0) if not missing else 0.0, SHARED, at_most=False,
+            spread=(min(overlaps), max(overlaps)) if overlaps else None,
+            why="half of the edges: below it, another seed or other prompts tell another story"
+            + (f"; {missing} prunings found no circuit" if missing else ""),
+            control=min(nodes, default=None), control_name="of the nodes",
+        )  # fmt: skip
 
 
 def pruning_of(circuit: Circuit) -> PruningConfig:

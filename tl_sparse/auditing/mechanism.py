@@ -168,12 +168,9 @@ def _distance(heads: set[tuple[int, int]], one: _Run, other: _Run) -> float:
 
 
 def _edges(subject: Subject, progress: bool) -> Iterator[Finding]:
-    edges = subject.selection.edge_list(subject.model)
-    step = -(-len(edges) // subject.config.max_edges) or 1
     pairs = []
-    for edge in tqdm(edges[::step], desc="edges in the model", disable=not progress):
-        without = subject.gates_of(subject.selection.without(edges=[edge]))
-        alone = subject.loss(without) - subject.alone
+    costs = subject.edge_costs(progress)
+    for edge, alone in tqdm(costs.items(), desc="edges in the model", disable=not progress):
         pairs.append((alone, subject.loss(_cut_edge(subject, edge)) - subject.whole))
     matter = [(alone, whole) for alone, whole in pairs if abs(alone) > 1e-3]
     if matter:

@@ -10,12 +10,10 @@ from tl_sparse.circuit import Edge
 
 
 def minimality(
-    subject: Subject, curves: dict[str, list[tuple[float, float]]], progress: bool
+    subject: Subject, costs: dict[Edge, float], curves: dict[str, list[tuple[float, float]]]
 ) -> Iterator[Finding]:
-    """Judge every edge's removal on the validation examples, by which the circuit was chosen."""
-    # On all of them, as the pruner judged, whatever config.n_examples says.
+    """Judge every edge's removal, by the losses of `drop_one`."""
     target = max(subject.circuit.target_loss, subject.trial.loss(subject.selection))
-    costs = drop_one(subject, progress)
     needless = sum(cost <= target for cost in costs.values())
     edges = subject.selection.edge_list(subject.model)
     yield Finding(
@@ -34,10 +32,12 @@ def minimality(
 
 
 def drop_one(subject: Subject, progress: bool) -> dict[Edge, float]:
-    """Give the validation loss without each edge; of very many, of some evenly spread."""
-    edges = subject.selection.edge_list(subject.model)
-    step = -(-len(edges) // subject.config.max_edges) or 1
-    found = {}
-    for edge in tqdm(edges[::step], desc="drop one", disable=not progress):
-        found[edge] = subject.trial.loss(subject.selection.without(edges=[edge]))
-    return found
+    """Give the loss without each edge; of very many, of some evenly spread.
+
+    On all of the validation examples, by which the circuit was chosen, whatever `n_examples` says,
+    and beside the surroundings that it was chosen beside, if it was.
+    """
+    return {
+        edge: subject.trial.loss(subject.selection.without(edges=[edge]))
+        for edge in tqdm(subject.some_edges(), desc="drop one", disable=not progress)
+    }

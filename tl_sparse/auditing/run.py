@@ -1,6 +1,7 @@
 """`audit`: every measurement in a row, and the report that comes of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformer_lens import HookedTransformer
@@ -16,11 +17,13 @@ from tl_sparse.auditing.controls import controls
 from tl_sparse.auditing.findings import AuditReport, Finding
 from tl_sparse.auditing.generality import generality
 from tl_sparse.auditing.mechanism import mechanism
-from tl_sparse.auditing.minimality import minimality
+from tl_sparse.auditing.minimality import drop_one, minimality
 from tl_sparse.auditing.necessity import necessity
+from tl_sparse.auditing.sizes import Curves, add_one, over_sizes
 from tl_sparse.auditing.subject import Subject
 from tl_sparse.auditing.sufficiency import sufficiency
 from tl_sparse.auditing.surroundings import surroundings
+from tl_sparse.auditing.worth import worth
 from tl_sparse.checkpoints import versions
 from tl_sparse.circuit import Circuit
 from tl_sparse.circuit_checks import check_circuit
@@ -75,18 +78,20 @@ def audit(
     def measure(other: HookedTransformer) -> References:
         return ablation_of(circuit.ablation, other, task, corpus, own.provenance)
 
-    curves: dict[str, list[tuple[float, float]]] = {}
-    findings: list[Finding] = []
+    curves: Curves = {}
     with frozen_parameters(model):
         subject = Subject(model, circuit, task, own, config)
-        others = other_references(model, circuit, task, corpus)
-        findings += sufficiency(subject, others)
-        findings += necessity(subject, progress)
-        findings += surroundings(subject, progress)
-        findings += mechanism(subject, curves, progress)
-        findings += generality(subject)
-        findings += minimality(subject, curves, progress)
-        findings += controls(subject, measure, progress)
+        findings = list(_findings(subject, corpus, curves, progress))
+        costs = drop_one(subject, progress)
+        findings += minimality(subject, costs, curves)
+        measures = over_sizes(subject, costs, curves, progress)
+        add_one(subject, curves, progress)
+        nodes, edges = worth(subject, progress)
+        more, again = controls(subject, measure, progress)
+        for other in again:
+            theirs = _findings(Subject(model, other, task, own, config), corpus, {}, progress)
+            findings = _with_values_of(findings, theirs)
+        findings += more
     provenance = {
         "audit": config.to_dict(),
         "model": circuit.model_hash,
@@ -95,7 +100,30 @@ def audit(
         "losses": {"whole": subject.whole, "circuit": subject.alone, "empty": subject.empty},
         "versions": versions(),
     }
-    return AuditReport(task.name, tuple(findings), curves, provenance)
+    return AuditReport(task.name, tuple(findings), curves, measures, nodes, edges, provenance)
+
+
+def _findings(
+    subject: Subject, corpus: Corpus | None, curves: Curves, progress: bool
+) -> Iterator[Finding]:
+    """Measure what takes no other pruning and no other circuit."""
+    others = other_references(subject.model, subject.circuit, subject.task, corpus)
+    yield from sufficiency(subject, others)
+    yield from necessity(subject, progress)
+    yield from surroundings(subject, progress)
+    yield from mechanism(subject, curves, progress)
+    yield from generality(subject, corpus, curves)
+
+
+def _with_values_of(findings: list[Finding], others: Iterable[Finding]) -> list[Finding]:
+    """Add to each finding its value on the circuit of another seed."""
+    values = {(other.claim, other.name): other.value for other in others}
+    return [
+        replace(one, over_seeds=(*one.over_seeds, values[one.claim, one.name]))
+        if (one.claim, one.name) in values
+        else one
+        for one in findings
+    ]
 
 
 def circuit_references(

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import References, select_circuit
-from tl_sparse.circuit import Circuit, Site
+from tl_sparse.circuit import Circuit, Edge, Site
 from tl_sparse.config import AuditConfig
 from tl_sparse.pruning.trial import Trial
 from tl_sparse.selection import Selection
@@ -41,7 +42,10 @@ class Subject:
     ) -> None:
         sites = site_map(model, final=any(n.site.name == "final_in" for n in circuit.nodes))
         self.model, self.circuit, self.task, self.config = model, circuit, task, config
-        self.trial = Trial(model, task, sites, references)
+        noted = circuit.provenance.get("pruning", {})  # it was chosen beside these surroundings
+        n, seed = noted.get("n_surroundings", 0), noted.get("seed", 0)
+        self.trial = Trial(model, task, sites, references, n_surroundings=n, seed=seed)
+        self._edge_costs: dict[Edge, float] = {}
         self.selection = select_circuit(circuit, sites, self.trial.like.device)
         self.whole, self.whole_accuracy = self.judge(self.everything())
         self.alone, self.alone_accuracy = self.judge(self.inside())
@@ -123,6 +127,22 @@ class Subject:
         if self.whole >= self.empty:
             return math.nan
         return (self.empty - loss) / (self.empty - self.whole)
+
+    def edge_costs(self, progress: bool) -> dict[Edge, float]:
+        """Give how far the test loss rises without each edge; of very many, of some evenly spread.
+
+        Measured once, and kept.
+        """
+        if not self._edge_costs:
+            for edge in tqdm(self.some_edges(), desc="edges alone", disable=not progress):
+                fewer = self.selection.without(edges=[edge])
+                self._edge_costs[edge] = self.loss(self.gates_of(fewer)) - self.alone
+        return self._edge_costs
+
+    def some_edges(self) -> list[Edge]:
+        """Give the circuit's edges, or `config.max_edges` of them evenly spread."""
+        edges = self.selection.edge_list(self.model)
+        return edges[:: -(-len(edges) // self.config.max_edges) or 1]
 
     @torch.no_grad()
     def example_losses(self, gates: Gates, split: Split = "test") -> Tensor:

@@ -15,12 +15,10 @@ from tl_sparse.auditing.findings import Finding
 from tl_sparse.auditing.subject import Gates, Parts, Subject, percentile, random_like, spread
 from tl_sparse.circuit import Site
 from tl_sparse.functional import heaviside
+from tl_sparse.pruning.surroundings import SHARES
 
 KEPT_GAIN = 0.5
 """Half of the gain over the empty circuit, in nearly every surrounding."""
-
-SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""Shares of the rest that are left in, in turn: the harm may lie anywhere between all and none."""
 
 
 def surroundings(subject: Subject, progress: bool) -> Iterator[Finding]:

@@ -109,6 +109,11 @@ class PruningConfig:
     max_exchange: int = 24
     """The largest circuit, in edges, that pairs and exchanges are tried on."""
 
+    n_surroundings: int = 0
+    """Stochastic ablation: so many random parts of the rest, beside which a selection has to reach
+    the target in the mean, as well as alone; while masks are learned, every other step has such a
+    part in. 0, as in the paper, judges a circuit alone."""
+
     tie_qk: bool = False
     """Keep or drop the q and k node of one (head, channel) together (the paper's are separate)."""
 
@@ -133,6 +138,7 @@ class PruningConfig:
         check_fields(self, FRACTION, "warmup_fraction", "min_accuracy")
         check_fields(self, SWITCH, "edges", "drop_one", "exchange", "tie_qk", "mask_final")
         check_fields(self, NON_NEGATIVE_INTEGER, "max_exchange", "max_singles")
+        check_fields(self, NON_NEGATIVE_INTEGER, "n_surroundings")
         check_fields(self, SEED, "seed")
         check_fields(self, BETAS, "betas")
         object.__setattr__(self, "betas", tuple(map(plain, self.betas)))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tl_sparse.circuit import Site
 from tl_sparse.config import PruningConfig
 from tl_sparse.functional import heaviside
+from tl_sparse.pruning.surroundings import opened
 from tl_sparse.pruning.trial import Trial, Values
 from tl_sparse.selection import Selection
 from tl_sparse.sites import Joint
@@ -49,9 +50,15 @@ def learn_nodes(trial: Trial, config: PruningConfig, progress: bool) -> dict[Sit
             taus[info.site] = taus[Site(info.site.layer, "q")]
             continue
         taus[info.site] = _initial(info.width, trial, config, generator)
+
+    def run(
+        gates: dict[Site, Tensor], values: Values, chance: torch.Generator | None
+    ) -> AbstractContextManager[Any]:
+        return trial.running(gates if chance is None else opened(gates, chance), values)
+
     steps = config.n_steps
     try:
-        return _learn(trial, taus, trial.running, steps, config, generator, progress, "nodes")
+        return _learn(trial, taus, run, steps, config, generator, progress, "nodes")
     except KeyboardInterrupt:
         raise LearningStopped(taus) from None
 
@@ -71,14 +78,19 @@ def learn_edges(
     if not taus:
         return {}
 
-    def run(gates: Mapping[Joint, Tensor], values: Values) -> AbstractContextManager[Any]:
+    def run(
+        gates: Mapping[Joint, Tensor], values: Values, chance: torch.Generator | None
+    ) -> AbstractContextManager[Any]:
+        around = nodes
+        if chance is not None:
+            around, gates = opened(nodes, chance), opened(gates, chance)
         edges = {
             joint: torch.ones_like(trial.weights[joint], dtype=gate.dtype).index_put(
                 places[joint], gate
             )
             for joint, gate in gates.items()
         }
-        return trial.running(nodes, values, edges)
+        return trial.running(around, values, edges)
 
     few = max(FEWEST_STEPS, STEPS_AN_EDGE * selection.n_edges)
     steps = min(config.n_edge_steps, few)
@@ -94,7 +106,7 @@ def _initial(n: int, trial: Trial, config: PruningConfig, generator: torch.Gener
 def _learn(
     trial: Trial,
     taus: dict[Key, Tensor],
-    run: Callable[[dict[Key, Tensor], Values], AbstractContextManager[Any]],
+    run: Callable[[dict[Key, Tensor], Values, torch.Generator | None], AbstractContextManager[Any]],
     n_steps: int,
     config: PruningConfig,
     generator: torch.Generator,
@@ -122,8 +134,9 @@ def _learn(
             group["lr"] = _learning_rate(step, n_steps, config)
         gates = {key: heaviside(tau, config.heaviside_temperature) for key, tau in taus.items()}
         n_on = torch.stack([gate.sum() for gate in gates.values()]).sum()
+        beside = config.n_surroundings > 0 and step % 2 == 1
         values = trial.values("train", chosen.tolist(), batch, draw=step + 1)
-        with run(gates, values):
+        with run(gates, values, generator if beside else None):
             loss = task.loss(task.logits(trial.model, batch), batch)
         if not torch.isfinite(loss):
             raise ValueError(

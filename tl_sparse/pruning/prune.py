@@ -87,10 +87,12 @@ def prune(
     sites = site_map(model, final=config.mask_final)
     whole, accurate = check_gate(model, task, config, force=force)
     with frozen_parameters(model):
-        search = _Search(Trial(model, task, sites, references), config, progress)
+        n, seed = config.n_surroundings, config.seed
+        trial = Trial(model, task, sites, references, n_surroundings=n, seed=seed)
+        search = _Search(trial, config, progress)
         search.nodes(whole)
         search.refine()
-        losses = {"validation": search.trial.loss(search.best)}
+        losses = {"validation": search.trial.evaluate(search.best, "validation")[0]}
         losses["test"], losses["test_accuracy"] = search.trial.evaluate(search.best, "test")
         fitted = calibrated(search.trial, search.best)
         if fitted is not None:

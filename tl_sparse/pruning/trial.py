@@ -11,6 +11,7 @@ from transformer_lens import HookedTransformer
 from tl_sparse.ablation import References, fast_attention, gated
 from tl_sparse.circuit import Site
 from tl_sparse.pruning.others import other_tokens
+from tl_sparse.pruning.surroundings import draw_surroundings
 from tl_sparse.resampling import values_on
 from tl_sparse.selection import Selection, nonzero_weights
 from tl_sparse.sites import Joint, SiteMap
@@ -27,10 +28,18 @@ class Trial:
     """A model, a task and the values of what is cut: everything that a selection is judged by."""
 
     def __init__(
-        self, model: HookedTransformer, task: Task, sites: SiteMap, references: References
+        self,
+        model: HookedTransformer,
+        task: Task,
+        sites: SiteMap,
+        references: References,
+        *,
+        n_surroundings: int = 0,
+        seed: int = 0,
     ) -> None:
         self.model, self.task, self.sites, self.references = model, task, sites, references
         self.weights = nonzero_weights(model, sites)
+        self.surroundings = draw_surroundings(sites, self.weights, n_surroundings, seed=seed)
         self.like = next(model.parameters()).detach()
         self._kept: dict[tuple[Split, tuple[int, ...]], Values] = {}
 
@@ -103,8 +112,20 @@ class Trial:
     def loss(
         self, selection: Selection, *, n_examples: int | None = None, split: Split = "validation"
     ) -> float:
-        """Give the loss with a selection left in, on all examples of a split or on some."""
-        return self.evaluate(selection, split, n_examples=n_examples)[0]
+        """Give the loss with a selection left in, on all examples of a split or on some.
+
+        With surroundings it is the mean over them, if that is higher than the selection's alone.
+        """
+        alone = self.evaluate(selection, split, n_examples=n_examples)[0]
+        if not self.surroundings:
+            return alone
+        nodes = selection.node_gates(self.like)
+        edges = selection.edge_gates(self.like, self.weights)
+        beside = [
+            self.judge(*part.around(nodes, edges), split, n_examples=n_examples)[0]
+            for part in self.surroundings
+        ]
+        return max(alone, sum(beside) / len(beside))
 
 
 @torch.no_grad()

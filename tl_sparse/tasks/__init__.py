@@ -11,6 +11,9 @@ task.batch("test")                                           # pairs, as tokens
 tasks.from_jsonl("pairs.jsonl", tokenizer=tokenizer)         # pairs of your own
 tasks.mine(corpus, (" is", " in"))                           # real contexts of two tokens
 tasks.shuffled(task), tasks.nonsense(task)                   # controls that nobody can solve
+tasks.longer(task, corpus, n_ctx=128)                        # the test prompts behind real lines
+tasks.mined_like(task, corpus)                               # real contexts of a task's answers
+tasks.adversarial("bracket_counting", tokenizer=tokenizer)   # prompts that mislead, by family
 tasks.SequenceTask("mirror", examples)                       # an answer at every position
 ```
 """
@@ -28,13 +31,15 @@ from tl_sparse.tasks import (
     sets,
     strings,
     swaps,
+    variants,
 )
 from tl_sparse.tasks.base import SPLITS, Pair, PairTask, Split, Task, TaskBatch
-from tl_sparse.tasks.controls import NONSENSE_QUOTES, nonsense, shuffled
+from tl_sparse.tasks.controls import NONSENSE_QUOTES, from_held_out, nonsense, resampled, shuffled
 from tl_sparse.tasks.mining import mine
 from tl_sparse.tasks.sequences import SequenceExample, SequenceTask
 from tl_sparse.tasks.templates import PairSpec, make
 from tl_sparse.tasks.user import from_jsonl, from_pairs
+from tl_sparse.tasks.variants import longer, mined_like
 
 _PAPER = (
     quotes.SINGLE_DOUBLE_QUOTE, brackets.BRACKET_COUNTING, sets.SET_OR_STRING,
@@ -70,6 +75,18 @@ def get(name: str, *, tokenizer: Any, **options: Any) -> PairTask:
     return make(spec(name), tokenizer, **options)
 
 
+def adversarial(name: str, *, tokenizer: Any, **options: Any) -> dict[str, PairTask]:
+    """Make a task's prompts that are known to mislead a model, by what misleads it.
+
+    They stand in the split `held_out`. Options are those of `variants.misleading`; most tasks have
+    no such prompts.
+
+    Raises:
+        ValueError: If there is no task of that name.
+    """
+    return variants.misleading(spec(name), tokenizer, **options)
+
+
 def spec(name: str) -> PairSpec:
     """Give the description of a task: what it decides, its answers, its templates.
 
@@ -96,12 +113,17 @@ __all__ = [
     "Split",
     "Task",
     "TaskBatch",
+    "adversarial",
+    "from_held_out",
     "from_jsonl",
     "from_pairs",
     "get",
+    "longer",
     "mine",
+    "mined_like",
     "names",
     "nonsense",
+    "resampled",
     "shuffled",
     "spec",
 ]

@@ -7,7 +7,10 @@ bracket_counting (answers `]\n` and `]]\n`; the paper's Table 1):
     -> ]\n                          -> ]]\n
 
 The prompts differ only in ` [` against ` [[`. Held-out prompts return the list, keep it in an
-attribute, or have a whole row before the open one: `[5, 31], [7` against `[[5, 31], [7`.
+attribute, or have a whole row before the open one: `[5, 31], [7` against `[[5, 31], [7`. The
+adversarial prompts are those that misled the paper's model, which averages over the context what
+open brackets write (Figure 8): lists of 10 to 30 entries dilute the average, and a bracket that a
+comment leaves open raises it.
 
 bracket_brace (answers `:` and `,`):
 
@@ -57,6 +60,19 @@ def _second_row(w: Words) -> Sides:
     return _counted(before, f"{indent_of(before)}{w.name()} = ", rows)
 
 
+def _longer_list(w: Words) -> Sides:
+    before = plain(w)
+    return _counted(before, f"{indent_of(before)}{w.name()} = ", ", ".join(_items(w, 10, 30)))
+
+
+def _after_a_comment(w: Words) -> Sides:
+    """A list behind a comment that opens a bracket and does not close it."""
+    before = plain(w)
+    indent = indent_of(before)
+    before += f"{indent}# {w.text(1, 2)} [{w.text(1, 2)}\n"
+    return _counted(before, f"{indent}{w.name()} = ", ", ".join(_items(w, 2, 9)))
+
+
 BRACKET_COUNTING = PairSpec(
     name="bracket_counting",
     decides="close as many brackets as are open",
@@ -64,6 +80,10 @@ BRACKET_COUNTING = PairSpec(
     answers=(Answers("]\n", "]]\n"), Answers("]", "]]"), Answers("\n", "]", tail="]")),
     templates=(_list,),
     held_out=(_list_of_an_attribute, _returned_list, _second_row),
+    adversarial={
+        "longer lists": (_longer_list,),
+        "an open bracket in a comment": (_after_a_comment,),
+    },
 )
 
 

@@ -6,8 +6,9 @@ nonsense_quotes has the prompts of single_double_quote and answers without any s
     ->  when                        ->  is
 
 `shuffled` takes any task and exchanges the two answers in a half of its pairs; `nonsense` puts two
-other tokens in the answers' place. What circuit is found for such a task was made by the search and
-was not in the model (Drori 2026; METHOD.md section 7).
+other tokens in the answers' place. `resampled` and `from_held_out` ask the same on other prompts,
+to see whether the same circuit is found. What circuit is found for a task that a model can't know
+was made by the search and was not in the model (Drori 2026; METHOD.md section 7).
 """
 
 import random
@@ -84,3 +85,50 @@ def nonsense(task: PairTask, *, seed: int = 0) -> PairTask:
             pairs[split].append(changed)
     name = f"{task.name}_nonsense"
     return PairTask(name, pairs, tokenizer=task.tokenizer, encoded=encoded)
+
+
+def resampled(task: PairTask, *, seed: int = 0) -> PairTask:
+    """Draw the training and the validation pairs anew from their own, with repeats (a bootstrap).
+
+    Examples:
+        >>> resampled(task).name  # doctest: +SKIP
+        'var_swap_resampled'
+    """
+    pairs = dict(task.pairs)
+    for split in ("train", "validation"):
+        rng = random.Random(f"{task.name} resampled {split} {seed}")
+        pairs[split] = tuple(rng.choices(task.pairs[split], k=len(task.pairs[split])))
+    return PairTask(
+        f"{task.name}_resampled", pairs, tokenizer=task.tokenizer, encoded=_as_tokens(task)
+    )
+
+
+def from_held_out(task: PairTask) -> PairTask:
+    """Train and validate on the held-out forms of a task; the test pairs stay.
+
+    Raises:
+        ValueError: If the task has fewer than two held-out pairs.
+
+    Examples:
+        >>> from_held_out(task).name  # doctest: +SKIP
+        'var_swap_other_forms'
+    """
+    others = task.pairs["held_out"]
+    if len(others) < 2:
+        raise ValueError(f"The task {task.name} has {len(others)} held-out pairs; two are needed.")
+    pairs: dict[Split, tuple[Pair, ...]] = {
+        "train": tuple(pair for i, pair in enumerate(others) if i % 4),
+        "validation": others[::4],
+        "test": task.pairs["test"],
+    }
+    return PairTask(
+        f"{task.name}_other_forms", pairs, tokenizer=task.tokenizer, encoded=_as_tokens(task)
+    )
+
+
+def _as_tokens(task: PairTask) -> dict[Pair, EncodedPair]:
+    return {
+        pair: found
+        for split in SPLITS
+        for pair, found in zip(task.pairs[split], task.encoded(split), strict=True)
+    }

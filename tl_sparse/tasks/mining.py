@@ -85,6 +85,12 @@ def _one_token(answer: str, tokenizer: Any) -> int:
     return tokens[0]
 
 
+def line_ends(tokenizer: Any) -> list[int]:
+    """List the tokens that end a line."""
+    vocabulary = range(max(tokenizer.get_vocab().values()) + 1)
+    return [token for token in vocabulary if tokenizer.decode([token]).endswith("\n")]
+
+
 class _Miner:
     """Looks for contexts in one stretch of tokens."""
 
@@ -93,10 +99,8 @@ class _Miner:
     ) -> None:
         self.tokens, self.tokenizer, self.max_tokens = tokens, tokenizer, max_tokens
         self.seen, self.rng = seen, random.Random(seed)
-        vocabulary = range(max(tokenizer.get_vocab().values()) + 1)
-        ends = [t for t in vocabulary if tokenizer.decode([t]).endswith("\n")]
-        self.line_ends = np.array([*ends, tokenizer.eos_token_id])
         self.eos = tokenizer.eos_token_id
+        self.line_ends = np.array([*line_ends(tokenizer), self.eos])
 
     def contexts(self, answer: str, answer_ids: Mapping[str, int], n: int) -> list[str]:
         """Give up to `n` contexts of one of the answers, the short ones first."""

@@ -8,7 +8,8 @@ One pair, as an example (the paper's Table 1; answers `')` and `")`):
 
 The two prompts differ only in the opening token, `('` against `("`. Test prompts are made of words
 and calls that no training or validation prompt has. Held-out prompts have a string that is closed
-already, `assert`, `raise` and the like.
+already, `assert`, `raise` and the like. Adversarial ones stand behind a comment with a quote that
+nothing closes, an apostrophe for one.
 """
 
 import random
@@ -68,6 +69,14 @@ def _checked(w: Words) -> Sides:
     return Sides((f"{start}('{words}", f'{start}("{words}'))
 
 
+def _after_a_comment(w: Words) -> Sides:
+    """A call behind a comment with one quote, drawn apart from those of the call."""
+    quoted = w.pick(("it's", "don't", '3"', 'the "'))
+    comment = f"# {quoted} {_phrase(w.rng, w.pool)}\n"
+    a, b = _call(w).prompts
+    return Sides((comment + a, comment + b))
+
+
 TEMPLATES, HELD_OUT = (_call,), (_after_a_string, _checked)
 
 SINGLE_DOUBLE_QUOTE = PairSpec(
@@ -78,6 +87,7 @@ SINGLE_DOUBLE_QUOTE = PairSpec(
     templates=TEMPLATES,
     held_out=HELD_OUT,
     together=("('", '("'),
+    adversarial={"an open quote in a comment": (_after_a_comment,)},
 )
 
 

@@ -87,6 +87,8 @@ class PairSpec:
     """Words that an answer may have to repeat, and that then have to be single tokens."""
     together: tuple[str, ...] = ()
     """Texts in which the prompts differ and that must be single tokens."""
+    adversarial: Mapping[str, tuple[Template, ...]] = field(default_factory=dict)
+    """Forms of sentence that are known to mislead a model, by what misleads it; in no split."""
 
 
 def make(
