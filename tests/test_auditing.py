@@ -209,7 +209,7 @@ WRONG = {
         FIND + LEAK + neurons(0), LEAK + neurons(0), "same mechanism", "patterns",
     ),
     "values that mean another thing": (
-        [*TRUTH, (f"0.attn_in.{MARK}", "0.v.1", -9.0), ("0.v.2", f"0.attn_out.{MOVED}", 10.8),
+        [*TRUTH, (f"0.attn_in.{MARK}", "0.v.1", -9.0), ("0.v.2", f"0.attn_out.{MOVED}", 10.0),
          (f"0.attn_in.{MARK}", "0.v.2", 1.2)],
         TRUTH, "same mechanism", "variance",
     ),

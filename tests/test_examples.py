@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tl_sparse import data
+from tl_sparse.auditing import AuditReport, Finding
 from tl_sparse.circuit import Circuit
 from tl_sparse.history import History
 
@@ -59,7 +60,7 @@ def test_saes_of_four_architectures_are_scored_on_both_arms(tmp_path):
     assert written.endswith("<!-- end of table -->\n\nWords.\n")
 
 
-@pytest.mark.parametrize("name", ["quote_results.py", "task_results.py"])
+@pytest.mark.parametrize("name", ["quote_results.py", "task_results.py", "audit_results.py"])
 def test_the_results_scripts_name_their_stages(name):
     command = [sys.executable, str(EXAMPLES / name), "--help"]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -67,12 +68,59 @@ def test_the_results_scripts_name_their_stages(name):
     assert "--stages" in run.stdout
 
 
-def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("task_results", EXAMPLES / "task_results.py")
+def imported(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_page_on_audits_is_written_from_the_folder(tmp_path, monkeypatch):
+    script = imported("audit_results")
+    page, folder = tmp_path / "audits.md", tmp_path / "run"
+    page.write_text(f"Before.\n\n{script.MARKS[0]}\nold\n{script.MARKS[1]}\n\nAfter.\n")
+    monkeypatch.setattr(script, "PAGE", page)
+
+    def put(seed: int, where: str, name: str, *, edges: int | None, gain: float) -> None:
+        place = folder / f"seed{seed}" / where
+        place.mkdir(parents=True, exist_ok=True)
+        row = {"task": name, "accuracy": 0.97}
+        row |= {"best": gain} if edges is None else {"edges": edges, "losses": {"test": 0.125}}
+        (place / f"{name}.json").write_text(json.dumps(row))
+        found = Finding("robust", "gain beside", gain, 0.5, at_most=False, why="half")
+        if edges is not None:
+            AuditReport(name, (found,)).save(place / f"{name}.audit.json")
+
+    for seed in (0, 1):
+        (folder / f"seed{seed}").mkdir(parents=True)
+        losses = json.dumps({"sparse": 3.1 + seed, "dense": 3.2})
+        (folder / f"seed{seed}" / "losses.json").write_text(losses)
+        put(seed, "circuits of sparse", "var_if", edges=7 + seed, gain=0.4 + 0.3 * seed)
+        put(seed, "circuits of dense", "var_if", edges=90, gain=0.2)
+        put(seed, "circuits of sparse", "nonsense_quotes", edges=None, gain=0.37)
+        put(seed, "circuits of sparse", "single_double_quote", edges=5, gain=0.9)
+        put(seed, "stochastic ablation", "single_double_quote", edges=6, gain=0.95)
+    script.write_results(folder, [0, 1])
+    lines = page.read_text().splitlines()
+    assert "old" not in lines
+    assert lines[0] == "Before."
+    assert lines[-1] == "After."
+    assert "| var_if | 7, 8 | 0.125, 0.125 | 90, 90 | 0.125, 0.125 |" in lines
+    assert "| nonsense_quotes | none (0.37), none (0.37) |  | -, - |  |" in lines
+    row = next(line for line in lines if line.startswith("| var_if | sparse |"))
+    assert "1 of 2" in row
+    # both sparse tasks in one: 0.4, 0.7, 0.9, 0.9
+    assert "| robust | gain beside | 0.8 (0.4 to 0.9); 3 of 4 | 0.2 (0.2 to 0.2); 0 of 2 |" in lines
+    changed = next(line for line in lines if line.startswith("|  | edges |"))
+    assert changed.startswith("|  | edges | 5, 5 | 6, 6 |")
+    saved = json.loads(page.with_suffix(".json").read_text())
+    assert saved["1"]["circuits of sparse"]["var_if"]["edges"] == 8
+
+
+def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
+    script = imported("task_results")
     page = tmp_path / "circuits.md"
     page.write_text(f"Before.\n\n{script.MARKS[0]}\nold\n{script.MARKS[1]}\n\nAfter.\n")
     monkeypatch.setattr(script, "PAGE", page)

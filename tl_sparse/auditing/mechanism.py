@@ -1,7 +1,8 @@
 """Do the circuit's parts do in the model what they do alone?
 
 - **nodes**: the values of each kept node, in the circuit and in the model, on the same prompts: the
-  fraction of the model's variance that the circuit's value leaves unexplained;
+  fraction of the model's variance that the circuit's value leaves unexplained, and for how many
+  nodes it is small;
 - **interchange**: put the model's values into the circuit at a random share of its nodes, from none
   to all; if they mean the same, the answer stays;
 - **attention**: how far the patterns of the circuit's heads lie from the model's;
@@ -34,7 +35,8 @@ DISTANCE = 0.25
 """A quarter of the attention elsewhere than in the model."""
 
 AGREE = 0.75
-"""Three of four edges that matter in the circuit matter in the model, in the same direction."""
+"""Three of four: nodes that are explained, and edges that matter in the circuit and matter in the
+model in the same direction."""
 
 SAME_SIZE = 0.1
 """An edge matters in the model if cutting it costs a tenth of what it costs the circuit."""
@@ -86,11 +88,14 @@ def _nodes(subject: Subject, here: _Run, there: _Run) -> Iterator[Finding]:
         if variance > 0:
             unexplained.append(((whole - alone).square().mean() / variance).item())
     if unexplained:
+        alike = sum(one <= UNEXPLAINED for one in unexplained) / len(unexplained)
+        low, high = spread(unexplained)
         yield Finding(
-            "same mechanism", "median fraction of a node's variance unexplained",
-            percentile(unexplained, 0.5), UNEXPLAINED, at_most=True, spread=spread(unexplained),
-            why="above a half, most nodes do not say what they say in the model",
-            control=1.0, control_name="a node at the model's mean",
+            "same mechanism", "share of nodes whose variance is at most half unexplained", alike,
+            AGREE, at_most=False,
+            why="three of four nodes say what they say in the model, as with edges; unexplained is "
+            f"{low:.2g} to {high:.2g} of a node's variance, median "
+            f"{percentile(unexplained, 0.5):.2g}, and 1 of a node at the model's mean",
         )  # fmt: skip
 
 

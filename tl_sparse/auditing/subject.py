@@ -42,7 +42,7 @@ class Subject:
     ) -> None:
         sites = site_map(model, final=any(n.site.name == "final_in" for n in circuit.nodes))
         self.model, self.circuit, self.task, self.config = model, circuit, task, config
-        noted = circuit.provenance.get("pruning", {})  # it was chosen beside these surroundings
+        noted = circuit.provenance.get("pruning", {})  # what it was chosen by, but for the target
         n, seed = noted.get("n_surroundings", 0), noted.get("seed", 0)
         self.trial = Trial(model, task, sites, references, n_surroundings=n, seed=seed)
         self._edge_costs: dict[Edge, float] = {}

@@ -8,7 +8,8 @@ each step. Edges, one for each nonzero weight between the nodes that are kept, a
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,9 +57,9 @@ def learn_nodes(trial: Trial, config: PruningConfig, progress: bool) -> dict[Sit
     ) -> AbstractContextManager[Any]:
         return trial.running(gates if chance is None else opened(gates, chance), values)
 
-    steps = config.n_steps
     try:
-        return _learn(trial, taus, run, steps, config, generator, progress, "nodes")
+        masks = _Masks("nodes", taus, run, config.n_steps)
+        return _learn(trial, masks, config, generator, progress)
     except KeyboardInterrupt:
         raise LearningStopped(taus) from None
 
@@ -94,7 +95,8 @@ def learn_edges(
 
     few = max(FEWEST_STEPS, STEPS_AN_EDGE * selection.n_edges)
     steps = min(config.n_edge_steps, few)
-    return _learn(trial, taus, run, steps, config, generator, progress, "edges")
+    masks = _Masks("edges", taus, run, steps)
+    return _learn(trial, masks, config, generator, progress)
 
 
 def _initial(n: int, trial: Trial, config: PruningConfig, generator: torch.Generator) -> Tensor:
@@ -103,16 +105,25 @@ def _initial(n: int, trial: Trial, config: PruningConfig, generator: torch.Gener
     return tau.to(trial.like).requires_grad_()
 
 
+@dataclass(frozen=True)
+class _Masks(Generic[Key]):
+    """What is learned: a tau for each node or edge, and what its gates do."""
+
+    what: str
+    taus: dict[Key, Tensor]
+    run: Callable[[dict[Key, Tensor], Values, torch.Generator | None], AbstractContextManager[Any]]
+    """Runs the model under gates; with a generator, beside a random part of the rest."""
+    n_steps: int
+
+
 def _learn(
     trial: Trial,
-    taus: dict[Key, Tensor],
-    run: Callable[[dict[Key, Tensor], Values, torch.Generator | None], AbstractContextManager[Any]],
-    n_steps: int,
+    masks: _Masks[Key],
     config: PruningConfig,
     generator: torch.Generator,
     progress: bool,
-    what: str,
 ) -> dict[Key, Tensor]:
+    taus, n_steps, what = masks.taus, masks.n_steps, masks.what
     task, device = trial.task, trial.like.device
     optimizer = torch.optim.AdamW(
         list({id(tau): tau for tau in taus.values()}.values()),
@@ -136,7 +147,7 @@ def _learn(
         n_on = torch.stack([gate.sum() for gate in gates.values()]).sum()
         beside = config.n_surroundings > 0 and step % 2 == 1
         values = trial.values("train", chosen.tolist(), batch, draw=step + 1)
-        with run(gates, values, generator if beside else None):
+        with masks.run(gates, values, generator if beside else None):
             loss = task.loss(task.logits(trial.model, batch), batch)
         if not torch.isfinite(loss):
             raise ValueError(
