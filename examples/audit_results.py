@@ -6,7 +6,8 @@ For each seed the demo's sparse model is trained, and the dense control of equal
 task that all of them can do is pruned and audited in both (audit). The nonsense task on quotes goes
 through the same pruner (nonsense). In the sparse models the quotes are then pruned in other ways,
 and audited again (changes): with stochastic ablation, under resampling from the corpus, and at a
-third of the target. Every stage is kept in the folder: a second run goes on where the first was stopped, `--stages` does only
+third of the target. The sparse quote circuits are audited with control prunings (controls). Every
+stage is kept in the folder: a second run goes on where the first was stopped, `--stages` does only
 some of them, and several may run side by side on other seeds. `--write` makes the page's tables of
 what the folder holds.
 """
@@ -24,7 +25,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tl_sparse import AuditConfig, Circuit, HookedSparseTransformer, audit, data, prune, references
+from tl_sparse import (
+    AuditConfig,
+    AuditReport,
+    Circuit,
+    HookedSparseTransformer,
+    audit,
+    data,
+    prune,
+    references,
+)
 from tl_sparse import tasks as all_tasks
 from tl_sparse.ablation import References, resampled_references
 from tl_sparse.auditing import CLAIMS
@@ -37,7 +47,7 @@ from tl_sparse.pruning import TaskGateError, UnreachableTargetError
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "audits.md"
 MARKS = ("<!-- tables: made by examples/audit_results.py -->", "<!-- end of tables -->")
-STAGES = ("prune", "nonsense", "changes", "audit")
+STAGES = ("prune", "nonsense", "changes", "audit", "controls")
 QUOTES, NONSENSE = "single_double_quote", "nonsense_quotes"
 TASKS = (QUOTES, "bracket_counting", "var_if", "while_return_true")
 WIDTH = 52
@@ -64,6 +74,8 @@ CHANGES: dict[str, tuple[PruningConfig, Ablate]] = {
     "a target of 0.05": (replace(DEMO_PRUNING, target_loss=0.05), means),
 }
 """Ways to prune, by what the page calls them."""
+LONGER = replace(DEMO_PRUNING, n_steps=5 * DEMO_PRUNING.n_steps)
+"""Nonsense is also looked for with five times the steps."""
 
 
 def arms_of(
@@ -84,7 +96,7 @@ def pruned(
     how: str = "as it is",
 ) -> dict[str, Any]:  # fmt: skip
     """Prune one task in one model; kept in files."""
-    kept, config = place / f"{name}.json", CHANGES[how][0]
+    kept, (config, ablate) = place / f"{name}.json", CHANGES.get(how, (LONGER, means))
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     place.mkdir(parents=True, exist_ok=True)
@@ -94,7 +106,7 @@ def pruned(
         config = replace(config, min_accuracy=0.0)
     began = time.perf_counter()
     try:
-        refs = CHANGES[how][1](model, corpus)
+        refs = ablate(model, corpus)
         circuit = prune(model, task, refs, replace(config, seed=seed), progress=False)
     except TaskGateError as error:
         row |= {"note": "can't do it", "accuracy": error.losses["model_test_accuracy"]}
@@ -112,17 +124,20 @@ def pruned(
 
 
 def audited(
-    model: HookedSparseTransformer, name: str, corpus: data.Corpus, seed: int, place: Path
-) -> None:
+    model: HookedSparseTransformer, name: str, corpus: data.Corpus, seed: int, place: Path,
+    *, n_control_seeds: int,
+) -> None:  # fmt: skip
     """Audit a circuit if there is one; kept in a file."""
     found, out = place / f"{name}.circuit.json", place / f"{name}.audit.json"
-    if out.is_file() or not found.is_file():
+    if not found.is_file():
         return
+    if out.is_file():
+        kept = AuditReport.load(out).provenance["audit"]
+        if kept["n_control_seeds"] >= n_control_seeds:
+            return
     circuit, began = Circuit.load(found), time.perf_counter()
     if circuit.nodes:
-        # Control prunings, some minutes each, for the circuit that the demo is about.
-        again = int(name == QUOTES and place.name == "circuits of sparse")
-        config = AuditConfig(seed=seed, n_control_seeds=again)
+        config = AuditConfig(seed=seed, n_control_seeds=n_control_seeds)
         report = audit(model, circuit, task_for(model, name), corpus, config, progress=False)
         report.save(out)
         seconds = round(time.perf_counter() - began)
@@ -156,8 +171,10 @@ def main() -> None:
             model = arms[arm][0]
             for name, place, how in jobs(here, arm, args.tasks, args.stages):
                 pruned(model, name, corpus, seed, place, how)
-                if "audit" in args.stages:
-                    audited(model, name, corpus, seed, place)
+                demo = (name, place.name) == (QUOTES, "circuits of sparse")
+                again = int("controls" in args.stages and demo)
+                if "audit" in args.stages or again:
+                    audited(model, name, corpus, seed, place, n_control_seeds=again)
 
 
 def jobs(
@@ -168,6 +185,7 @@ def jobs(
         yield name, here / f"circuits of {arm}", "as it is"
     if "nonsense" in stages:
         yield NONSENSE, here / f"circuits of {arm}", "as it is"
+        yield NONSENSE, here / f"longer search, {arm}", "longer search"
     for how in list(CHANGES)[1:] if "changes" in stages and arm == "sparse" else ():
         yield QUOTES, here / how, how
 
@@ -193,10 +211,13 @@ def sizes(folder: Path, seeds: list[int]) -> Iterator[dict[str, str]]:
         (arm, seed): rows_of(folder, seed, f"circuits of {arm}")
         for arm in ("sparse", "dense") for seed in seeds
     }  # fmt: skip
-    for name in [*TASKS, NONSENSE]:
+    for name in [*TASKS, NONSENSE, f"{NONSENSE}, {LONGER.n_steps} steps"]:
         row = {"task": name}
         for arm in ("sparse", "dense"):
             some = [found[arm, seed].get(name, {}) for seed in seeds]
+            if "," in name:
+                places = [rows_of(folder, seed, f"longer search, {arm}") for seed in seeds]
+                some = [one.get(NONSENSE, {}) for one in places]
             row[f"{arm}: edges"] = ", ".join(str(one.get("edges", said(one))) for one in some)
             losses = [one["losses"]["test"] for one in some if "losses" in one]
             row[f"{arm}: loss"] = ", ".join(f"{loss:.3f}" for loss in losses)
@@ -311,7 +332,7 @@ def write_results(folder: Path, seeds: list[int]) -> None:
         str(seed): {
             place.name: rows_of(folder, seed, place.name)
             for place in sorted((folder / f"seed{seed}").iterdir())
-            if place.name in CHANGES or place.name.startswith("circuits")
+            if place.name in CHANGES or place.name.startswith(("circuits", "longer"))
         }
         for seed in seeds
     }

@@ -106,13 +106,17 @@ def test_pruning_from_the_command_line_writes_the_circuit_of_the_call(
     assert "less than the gate of 90%" in refused.text
     assert "(Here: --force.)" in refused.text
     assert not out.exists()
-    found = run("prune", folder, TASK, *options, "--target-loss", 3, "--seed", 5, "--force")
+    beside = ("--surroundings", 1)
+    found = run(
+        "prune", folder, TASK, *options, "--target-loss", 3, "--seed", 5, "--force", *beside
+    )
     assert found.code == 0, found.text
     circuit = Circuit.load(out)
     assert "not known to be in" not in found.text
     assert circuit.provenance["references"] == {"n_tokens": 512, "corpus": corpus[0].hash}
     assert (circuit.target_loss, circuit.forced, circuit.task) == (3, True, TASK)
-    assert circuit.provenance["pruning"]["seed"] == 5
+    settings = circuit.provenance["pruning"]
+    assert (settings["seed"], settings["n_surroundings"]) == (5, 1)
     assert repr(circuit) in found.text
     unreachable = run("prune", folder, TASK, *options, "--target-loss", 1e-9, "--force")
     assert unreachable.code == 1
