@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host check docs clean
+.PHONY: help demo test test-host check bench docs clean
 
 help:  ## list these commands
 	@echo "tl_sparse: weight-sparse transformers and their circuits."
@@ -41,6 +41,9 @@ check: $(STAMP)  ## lint, format, types and a strict build of the docs
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/mkdocs build --strict
+
+bench: $(STAMP)  ## speed and memory beside plain PyTorch, in bench.json and bench.md (BENCH_ARGS="--sizes small" for less)
+	$(BIN)/tl-sparse bench $(BENCH_ARGS)
 
 docs: $(STAMP)  ## serve the docs on http://127.0.0.1:8000
 	$(BIN)/mkdocs serve

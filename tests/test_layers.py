@@ -60,6 +60,7 @@ LAYERS = {
     "markup": 7,
     "sae_baseline": 7,
     "audit_page": 8,
+    "bench": 8,
     "report": 9,
     "demo_arms": 8,
     "demo": 10,

@@ -1,4 +1,4 @@
-"""The command line, `tl-sparse demo | tasks | prune | audit | info`: thin over the package."""
+"""The command line, `tl-sparse demo | tasks | prune | audit | info | bench`, thin over the rest."""
 
 import os
 
@@ -155,6 +155,10 @@ def prune(
     reference_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of text over which the nodes' means are measured.")
     ] = 2**18,
+    surroundings: Annotated[
+        int,
+        typer.Option(min=0, help="Judge beside so many random parts of the rest too, e.g. 5."),
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the masks and the pairs' order.")] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Go on if the model can't do the task.")
@@ -181,7 +185,7 @@ def prune(
     from tl_sparse.pruning import prune as prune_model
 
     try:
-        config = PruningConfig(target_loss=target_loss, seed=seed)
+        config = PruningConfig(target_loss=target_loss, n_surroundings=surroundings, seed=seed)
         loaded = HookedSparseTransformer.load(model)
         if loaded.tokenizer is None:
             raise ValueError("The model has no tokenizer, and tasks are made for one.")
@@ -305,3 +309,58 @@ def info(
     except ValueError as error:
         _errors.print(f"Error: {error}", markup=False)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def bench(
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="What to measure, joined by commas: training, memory, inference, projection, "
+            "abstopk, pruning, audit, compiled. Default: all."
+        ),
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Joined by commas: tiny, small, paper, large, wide.")
+    ] = "small,paper,large",
+    repeats: Annotated[int, typer.Option(help="Rounds of each measurement, at most.")] = 20,
+    seconds: Annotated[
+        float, typer.Option(help="Budget of each measurement; three rounds are run in any case.")
+    ] = 30.0,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads on the CPU; default: torch's.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if there is one.")] = "auto",
+    out: Annotated[
+        Path, typer.Option(help="The file of all raw times; the table goes beside it, as .md.")
+    ] = Path("bench.json"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Measure speed and memory beside a plain PyTorch model, in one run, as ratios to it.
+
+    All that is compared runs in turn, a b c a b c ..., so that a busy machine slows all alike. The
+    files are written anew after each measurement; Ctrl-C keeps what there is.
+
+    For example:  tl-sparse bench --only training,projection --sizes paper
+    """
+    from tl_sparse.bench import BenchSettings, run_bench
+
+    chosen: dict[str, Any] = {} if only is None else {"only": _names(only)}
+    try:
+        settings = BenchSettings(
+            sizes=_names(sizes), repeats=repeats, seconds=seconds, threads=threads, device=device,
+            out=out, **chosen,
+        )  # fmt: skip
+        report = run_bench(settings, progress=not quiet)
+    except (ValueError, OSError) as error:
+        _errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from None
+    _say(report.markdown())
+    _say(f"Written to {out} and {out.with_suffix('.md')}.")
+    if report.interrupted:
+        _errors.print("Stopped: what was measured until then is in the files.")
+        raise typer.Exit(130)
+
+
+def _names(joined: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in joined.split(",") if name.strip())
