@@ -137,7 +137,9 @@ def audited(
             return
     circuit, began = Circuit.load(found), time.perf_counter()
     if circuit.nodes:
-        config = AuditConfig(seed=seed, n_control_seeds=n_control_seeds)
+        config = AuditConfig(
+            seed=seed, n_examples=64, max_edges=32, n_control_seeds=n_control_seeds
+        )
         report = audit(model, circuit, task_for(model, name), corpus, config, progress=False)
         report.save(out)
         seconds = round(time.perf_counter() - began)
@@ -158,9 +160,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--write", action="store_true", help="make the page of what is there")
+    parser.add_argument("--commit", default=commit(), help="that the folder was made at")
     args = parser.parse_args()
     if args.write:
-        write_results(args.folder, args.seeds)
+        write_results(args.folder, args.seeds, args.commit)
         return
     corpus = data.python_corpus(vocab_size=DEMO_VOCABULARY, cache_dir=args.folder / "corpus")
     for seed in args.seeds:
@@ -268,9 +271,8 @@ def spread_of(entry: dict[str, Any] | None) -> str:
 def by_line(columns: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, str]]:
     """Give one row for each line of the audit, one column for each set of audits."""
     found = {name: lines_of(audits) for name, audits in columns.items()}
-    names = dict.fromkeys(name for lines in found.values() for name in lines)
-    for name in names:
-        claim = next(lines[name]["claim"] for lines in found.values() if name in lines)
+    claims = {name: line["claim"] for lines in found.values() for name, line in lines.items()}
+    for name, claim in sorted(claims.items(), key=lambda one: list(CLAIMS).index(one[1])):
         cells = {column: spread_of(lines.get(name)) for column, lines in found.items()}
         yield {"claim": claim, "line": name} | cells
 
@@ -298,7 +300,7 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def write_results(folder: Path, seeds: list[int]) -> None:
+def write_results(folder: Path, seeds: list[int], made_at: str) -> None:
     """Write the tables between the two marks of the page, and all lines as JSON."""
     losses = [
         json.loads((folder / f"seed{seed}" / "losses.json").read_text(encoding="utf-8"))
@@ -317,7 +319,7 @@ def write_results(folder: Path, seeds: list[int]) -> None:
     )
     hardware = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
     parts = [
-        f"Commit {commit()}; seeds {', '.join(map(str, seeds))}; {hardware}. Validation losses: "
+        f"Commit {made_at}; seeds {', '.join(map(str, seeds))}; {hardware}. Validation losses: "
         f"{said_of}.",
         "### Sizes", table(list(sizes(folder, seeds))),
         "### Verdicts: on how many seeds each claim holds", table(list(verdicts(folder, seeds))),

@@ -118,6 +118,13 @@ def test_pruning_from_the_command_line_writes_the_circuit_of_the_call(
     settings = circuit.provenance["pruning"]
     assert (settings["seed"], settings["n_surroundings"]) == (5, 1)
     assert repr(circuit) in found.text
+    resampled = run("prune", folder, TASK, *options, "--target-loss", 3, "--force", "--ablation",
+                    "resample_corpus")  # fmt: skip
+    assert resampled.code == 0, resampled.text
+    assert Circuit.load(out).ablation == "resample_corpus"
+    wrong = run("prune", folder, TASK, *options, "--ablation", "mean")
+    assert wrong.code == 1
+    assert "There is no ablation 'mean'" in wrong.text
     unreachable = run("prune", folder, TASK, *options, "--target-loss", 1e-9, "--force")
     assert unreachable.code == 1
     assert "reaches a loss of 1e-09" in unreachable.text

@@ -102,11 +102,12 @@ def test_the_page_on_audits_is_written_from_the_folder(tmp_path, monkeypatch):
         put(seed, "circuits of sparse", "nonsense_quotes", edges=None, gain=0.37)
         put(seed, "circuits of sparse", "single_double_quote", edges=5, gain=0.9)
         put(seed, "stochastic ablation", "single_double_quote", edges=6, gain=0.95)
-    script.write_results(folder, [0, 1])
+    script.write_results(folder, [0, 1], "abc1234")
     lines = page.read_text().splitlines()
     assert "old" not in lines
     assert lines[0] == "Before."
     assert lines[-1] == "After."
+    assert any(line.startswith("Commit abc1234; seeds 0, 1; ") for line in lines)
     assert "| var_if | 7, 8 | 0.125, 0.125 | 90, 90 | 0.125, 0.125 |" in lines
     assert "| nonsense_quotes | none (0.37), none (0.37) |  | -, - |  |" in lines
     row = next(line for line in lines if line.startswith("| var_if | sparse |"))

@@ -28,7 +28,7 @@ from tl_sparse.ablation import (
 from tl_sparse.circuit import Edge, Node, Site
 from tl_sparse.config import SparsityConfig
 from tl_sparse.model import HookedSparseTransformer
-from tl_sparse.pruning import Trial, other_tokens, sweep, task_references
+from tl_sparse.pruning import Trial, named_references, other_tokens, sweep, task_references
 from tl_sparse.resampling import values_on
 from tl_sparse.selection import select_nodes
 from tl_sparse.sites import joint_matrix, model_hash, site_map
@@ -312,3 +312,17 @@ def test_nan_at_a_site_is_refused_before_any_work_even_where_no_logit_shows_it()
         model.blocks[0].attn.W_Q[0, 0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"activations at 0\.q have NaN or infinite"):
         prune(model, TASK, zero_references(model), QUICK, force=True, progress=False)
+
+
+def test_reference_values_have_names(model):
+    task = TASK
+    assert named_references("zero", model, task).ablation == "zero"
+    assert named_references("resample_pair", model, task).resamples
+    named = named_references("task_mean", model, task)
+    same = task_references(model, task, progress=False)
+    assert all(torch.equal(named.values[site], values) for site, values in same.values.items())
+    for name in ("corpus_mean", "resample_corpus"):
+        with pytest.raises(ValueError, match=f"'{name}' takes its values from a corpus"):
+            named_references(name, model, task)
+    with pytest.raises(ValueError, match="no ablation 'mean'; there are: corpus_mean, "):
+        named_references("mean", model, task)

@@ -155,6 +155,13 @@ def prune(
     reference_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of text over which the nodes' means are measured.")
     ] = 2**18,
+    ablation: Annotated[
+        str,
+        typer.Option(
+            help="What is cut is set to: corpus_mean, task_mean, zero, or its value on other text, "
+            "resample_corpus: larger circuits that hold up better; or on the pair, resample_pair."
+        ),
+    ] = "corpus_mean",
     surroundings: Annotated[
         int,
         typer.Option(min=0, help="Judge beside so many random parts of the rest too, e.g. 5."),
@@ -178,10 +185,9 @@ def prune(
     --corpus-cache demo/corpus
     """
     from tl_sparse import tasks as all_tasks
-    from tl_sparse.ablation import references
     from tl_sparse.config import PruningConfig
     from tl_sparse.model import HookedSparseTransformer
-    from tl_sparse.pruning import TaskGateError
+    from tl_sparse.pruning import TaskGateError, named_references
     from tl_sparse.pruning import prune as prune_model
 
     try:
@@ -191,7 +197,9 @@ def prune(
             raise ValueError("The model has no tokenizer, and tasks are made for one.")
         found = all_tasks.get(task, tokenizer=loaded.tokenizer, max_tokens=loaded.cfg.n_ctx)
         corpus = _corpus_of(loaded, corpus_cache, progress=not quiet)
-        refs = references(loaded, corpus, reference_tokens, progress=not quiet)
+        refs = named_references(
+            ablation, loaded, found, corpus, n_tokens=reference_tokens, progress=not quiet
+        )
         circuit = prune_model(loaded, found, refs, config, force=force, progress=not quiet)
         circuit.save(out)
     except KeyboardInterrupt:

@@ -2,17 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from transformer_lens import HookedTransformer
 
-from tl_sparse.ablation import (
-    References,
-    pair_references,
-    references,
-    resampled_references,
-    zero_references,
-)
+from tl_sparse.ablation import References, pair_references, resampled_references
 from tl_sparse.auditing.controls import controls
 from tl_sparse.auditing.findings import AuditReport, Finding
 from tl_sparse.auditing.generality import generality
@@ -29,7 +22,7 @@ from tl_sparse.circuit import Circuit
 from tl_sparse.circuit_checks import check_circuit
 from tl_sparse.config import AuditConfig
 from tl_sparse.data import Corpus
-from tl_sparse.pruning import task_references
+from tl_sparse.pruning import named_references
 from tl_sparse.pruning.others import check_lengths
 from tl_sparse.pruning.prune import frozen_parameters
 from tl_sparse.tasks import PairTask, Task
@@ -76,7 +69,8 @@ def audit(
         )
 
     def measure(other: HookedTransformer) -> References:
-        return ablation_of(circuit.ablation, other, task, corpus, own.provenance)
+        like = {k: v for k, v in own.provenance.items() if k in ("n_tokens", "n_windows", "seed")}
+        return named_references(circuit.ablation, other, task, corpus, **like)
 
     curves: Curves = {}
     with frozen_parameters(model):
@@ -143,38 +137,11 @@ def circuit_references(
                 "The circuit was found by resampling from the corpus, which the audit needs: "
                 "audit(model, circuit, task, corpus)."
             )
-        return _resampled(model, corpus, noted)
+        n, seed = noted.get("n_windows", 1024), noted.get("seed", 0)
+        return resampled_references(model, corpus, n_windows=n, seed=seed)
     like = next(model.parameters()).detach()
     values = {site: like.new_tensor(some) for site, some in circuit.references.items()}
     return References(values, circuit.ablation, circuit.model_hash, noted)
-
-
-def ablation_of(
-    name: str,
-    model: HookedTransformer,
-    task: Task,
-    corpus: Corpus | None,
-    noted: Mapping[str, Any],
-) -> References:
-    """Measure, on any model, the values of what is out under an ablation.
-
-    `noted` is the provenance of references of the kind. The last two kinds need the corpus.
-    """
-    if name == "zero":
-        return zero_references(model)
-    if name == "task_mean":
-        return task_references(model, task, progress=False)
-    if name == "resample_pair":
-        return pair_references(model)
-    assert corpus is not None
-    if name == "corpus_mean":
-        return references(model, corpus, noted.get("n_tokens", 2**18), progress=False)
-    return _resampled(model, corpus, noted)
-
-
-def _resampled(model: HookedTransformer, corpus: Corpus, noted: Mapping[str, Any]) -> References:
-    n, seed = noted.get("n_windows", 1024), noted.get("seed", 0)
-    return resampled_references(model, corpus, n_windows=n, seed=seed)
 
 
 def other_references(
@@ -187,7 +154,7 @@ def other_references(
     if corpus is not None:
         names += ["corpus_mean", "resample_corpus"]
     return {
-        name: ablation_of(name, model, task, corpus, {})
+        name: named_references(name, model, task, corpus)
         for name in names
         if name != circuit.ablation
     }

@@ -2,8 +2,9 @@
 
 In the order of a call:
 
-- `others`: the task's mean, and the other prompts that a resampling ablation takes values from,
+- `others`: what is out, by name: means, zero, or the other prompts that values are taken from,
 - `trial`: how a selection of nodes and edges is run and judged,
+- `surroundings`: random parts of the rest, beside which a selection can be asked to work too,
 - `learning`: masks learned with a straight-through step, first on nodes, then on edges,
 - `scores`: attribution, magnitude and chance in the masks' place, as baselines,
 - `sizes`: the smallest of the nested selections on the way that reaches the target,
@@ -16,13 +17,14 @@ In the order of a call:
 
 from tl_sparse.pruning.calibration import Calibration, calibrate
 from tl_sparse.pruning.cleanup import CleanUp
-from tl_sparse.pruning.others import other_tokens, task_references
+from tl_sparse.pruning.others import ABLATIONS, named_references, other_tokens, task_references
 from tl_sparse.pruning.prune import TaskGateError, UnreachableTargetError, prune
 from tl_sparse.pruning.search import search
 from tl_sparse.pruning.sweep import Sweep, sweep
 from tl_sparse.pruning.trial import Trial, evaluate
 
 __all__ = [
+    "ABLATIONS",
     "Calibration",
     "CleanUp",
     "Sweep",
@@ -31,6 +33,7 @@ __all__ = [
     "UnreachableTargetError",
     "calibrate",
     "evaluate",
+    "named_references",
     "other_tokens",
     "prune",
     "search",

@@ -1,4 +1,4 @@
-"""Reference values that a task gives: its mean, and the other prompts of a resampling ablation."""
+"""Reference values by name, and those that a task gives: its mean, and other prompts."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformer_lens import HookedTransformer
 
-from tl_sparse.ablation import References, fast_attention
+from tl_sparse.ablation import (
+    References,
+    fast_attention,
+    pair_references,
+    references,
+    resampled_references,
+    zero_references,
+)
 from tl_sparse.config import PruningConfig
+from tl_sparse.data import Corpus
 from tl_sparse.resampling import values_on
 from tl_sparse.sites import model_hash, site_map
 from tl_sparse.tasks import PairTask, Split, Task
@@ -43,6 +51,44 @@ def task_references(
     means = {site: (total / count).to(model.cfg.dtype).to(device) for site, total in sums.items()}
     provenance = {"n_tokens": count, "task": task.name}
     return References(means, "task_mean", model_hash(model), provenance)
+
+
+ABLATIONS = ("corpus_mean", "task_mean", "zero", "resample_pair", "resample_corpus")
+"""What a node that is out can be set to, by name."""
+
+
+def named_references(
+    name: str,
+    model: HookedTransformer,
+    task: Task,
+    corpus: Corpus | None = None,
+    *,
+    n_tokens: int = 2**18,
+    n_windows: int = 1024,
+    seed: int = 0,
+    progress: bool = False,
+) -> References:
+    """Measure reference values by the name of their ablation, one of `ABLATIONS`.
+
+    `n_tokens` of the corpus are for "corpus_mean"; `n_windows` of it and the seed of their order
+    for "resample_corpus".
+
+    Raises:
+        ValueError: If there is no ablation of that name, or its corpus is not given.
+    """
+    if name not in ABLATIONS:
+        raise ValueError(f"There is no ablation {name!r}; there are: {', '.join(ABLATIONS)}.")
+    if name == "zero":
+        return zero_references(model)
+    if name == "task_mean":
+        return task_references(model, task, progress=progress)
+    if name == "resample_pair":
+        return pair_references(model)
+    if corpus is None:
+        raise ValueError(f"The ablation {name!r} takes its values from a corpus; give one.")
+    if name == "corpus_mean":
+        return references(model, corpus, n_tokens, progress=progress)
+    return resampled_references(model, corpus, n_windows=n_windows, seed=seed)
 
 
 def other_tokens(
