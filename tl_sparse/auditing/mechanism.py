@@ -49,7 +49,7 @@ def mechanism(subject: Subject, curves: Curves, progress: bool) -> Iterator[Find
     here = _Run(subject, subject.inside())
     there = _Run(subject, subject.everything())
     empty = _Run(subject, subject.gates_of(subject.nothing()))
-    yield from _nodes(subject, here, there)
+    yield from _nodes(subject, here, there, empty)
     yield from _interchange(subject, curves, progress)
     yield from _attention(subject, here, there, empty)
     yield from _edges(subject, progress)
@@ -79,24 +79,35 @@ class _Run:
         """Tokens that are no padding, [batch, pos]."""
 
 
-def _nodes(subject: Subject, here: _Run, there: _Run) -> Iterator[Finding]:
-    unexplained = []
+def _nodes(subject: Subject, here: _Run, there: _Run, empty: _Run) -> Iterator[Finding]:
+    unexplained = _unexplained(subject, here, there)
+    if unexplained:
+        low, high = spread(unexplained)
+        yield Finding(
+            "same mechanism", "share of nodes whose variance is at most half unexplained",
+            _share_explained(unexplained), AGREE, at_most=False,
+            why="three of four nodes say what they say in the model, as with edges; unexplained is "
+            f"{low:.2g} to {high:.2g} of a node's variance, median "
+            f"{percentile(unexplained, 0.5):.2g}, and 1 of a node at the model's mean",
+            control=_share_explained(_unexplained(subject, empty, there)),
+            control_name="empty circuit",
+        )  # fmt: skip
+
+
+def _unexplained(subject: Subject, here: _Run, there: _Run) -> list[float]:
+    """Give, for each kept node that varies in the model, the fraction that a run leaves out."""
+    found = []
     for node in subject.circuit.nodes:
         whole = there.values[node.site][..., node.channel][there.there]
         alone = here.values[node.site][..., node.channel][here.there]
         variance = whole.var(correction=0)
         if variance > 0:
-            unexplained.append(((whole - alone).square().mean() / variance).item())
-    if unexplained:
-        alike = sum(one <= UNEXPLAINED for one in unexplained) / len(unexplained)
-        low, high = spread(unexplained)
-        yield Finding(
-            "same mechanism", "share of nodes whose variance is at most half unexplained", alike,
-            AGREE, at_most=False,
-            why="three of four nodes say what they say in the model, as with edges; unexplained is "
-            f"{low:.2g} to {high:.2g} of a node's variance, median "
-            f"{percentile(unexplained, 0.5):.2g}, and 1 of a node at the model's mean",
-        )  # fmt: skip
+            found.append(((whole - alone).square().mean() / variance).item())
+    return found
+
+
+def _share_explained(unexplained: list[float]) -> float:
+    return sum(one <= UNEXPLAINED for one in unexplained) / len(unexplained)
 
 
 def _interchange(subject: Subject, curves: Curves, progress: bool) -> Iterator[Finding]:
@@ -179,15 +190,20 @@ def _edges(subject: Subject, progress: bool) -> Iterator[Finding]:
         pairs.append((alone, subject.loss(_cut_edge(subject, edge)) - subject.whole))
     matter = [(alone, whole) for alone, whole in pairs if abs(alone) > 1e-3]
     if matter:
-        agree = [
-            whole * alone > 0 and abs(whole) >= SAME_SIZE * abs(alone) for alone, whole in matter
-        ]
+        agree = [[_alike(alone, whole) for _, whole in matter] for alone, _ in matter]
+        own = sum(row[i] for i, row in enumerate(agree)) / len(agree)
         yield Finding(
-            "same mechanism", "share of edges that matter in the model as in the circuit",
-            sum(agree) / len(agree), AGREE, at_most=False,
+            "same mechanism", "share of edges that matter in the model as in the circuit", own,
+            AGREE, at_most=False,
             why="cutting the edge changes the model's loss in the same direction by at least a "
             "tenth as much; in three of four edges",
+            control=sum(map(sum, agree)) / len(agree) ** 2,
+            control_name="each edge beside any of them",
         )  # fmt: skip
+
+
+def _alike(alone: float, whole: float) -> bool:
+    return whole * alone > 0 and abs(whole) >= SAME_SIZE * abs(alone)
 
 
 def _cut_edge(subject: Subject, edge: Edge) -> Gates:

@@ -50,22 +50,28 @@ def sufficiency(subject: Subject, others: Mapping[str, References]) -> Iterator[
         why="a circuit that is surer than its model, by over two standard errors, does something "
         "else",
     )  # fmt: skip
+    scaled = subject.model.cfg.normalization_type in ("RMS", "RMSPre", "LN", "LNPre")
+    if scaled:
+        yield _with_still_norms(subject, "its own ablation")
     for name, references in others.items():
-        other = subject.under(references)
+        other, what = subject.under(references), name.replace("_", " ")
         yield Finding(
-            "sufficient", f"gain kept under {name.replace('_', ' ')}", other.gain(other.alone),
-            KEPT_GAIN, at_most=False,
+            "sufficient", f"gain kept under {what}", other.gain(other.alone), KEPT_GAIN,
+            at_most=False,
             why="half of what the model gains over the empty circuit, under that ablation",
             control=subject.gain(subject.alone), control_name="under its own ablation",
         )  # fmt: skip
-    if subject.model.cfg.normalization_type in ("RMS", "RMSPre", "LN", "LNPre"):
-        still = loss_with_norms_of_the_whole(subject)
-        yield Finding(
-            "sufficient", "gain kept with the norms' scales of the whole model",
-            subject.gain(still), KEPT_GAIN, at_most=False,
-            why="half of the gain: the rest of it may come from scales that shut out what is cut",
-            control=subject.gain(subject.alone), control_name="with its own scales",
-        )  # fmt: skip
+        if scaled:
+            yield _with_still_norms(other, what)
+
+
+def _with_still_norms(subject: Subject, what: str) -> Finding:
+    return Finding(
+        "sufficient", f"gain kept under {what}, with the norms' scales of the whole model",
+        subject.gain(loss_with_norms_of_the_whole(subject)), KEPT_GAIN, at_most=False,
+        why="half of the gain: the rest of it may come from scales that shut out what is cut",
+        control=subject.gain(subject.alone), control_name="with its own scales",
+    )  # fmt: skip
 
 
 def loss_with_norms_of_the_whole(subject: Subject) -> float:
