@@ -300,6 +300,17 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def in_short(row: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of an audit what the folder has: curves, single nodes and edges, reasons."""
+    if "audit" not in row:
+        return row
+    kept = ("claim", "name", "value", "threshold", "holds", "control", "spread", "over_seeds")
+    report = row["audit"]
+    findings = [{name: line[name] for name in kept} for line in report["findings"]]
+    short = {"verdicts": report["verdicts"], "findings": findings, "measures": report["measures"]}
+    return row | {"audit": short}
+
+
 def write_results(folder: Path, seeds: list[int], made_at: str) -> None:
     """Write the tables between the two marks of the page, and all lines as JSON."""
     losses = [
@@ -332,13 +343,13 @@ def write_results(folder: Path, seeds: list[int], made_at: str) -> None:
     write_text(PAGE, before + "\n\n".join([MARKS[0], *parts, MARKS[1]]) + after)
     everything = {
         str(seed): {
-            place.name: rows_of(folder, seed, place.name)
+            place.name: {k: in_short(row) for k, row in rows_of(folder, seed, place.name).items()}
             for place in sorted((folder / f"seed{seed}").iterdir())
             if place.name in CHANGES or place.name.startswith(("circuits", "longer"))
         }
         for seed in seeds
     }
-    write_text(PAGE.with_suffix(".json"), json.dumps(everything, indent=1) + "\n")
+    write_text(PAGE.with_suffix(".json"), json.dumps(everything) + "\n")
 
 
 def commit() -> str:
