@@ -4,6 +4,7 @@ No test looks at how long anything takes: clocks are fake.
 """
 
 import json
+import mmap
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -324,7 +325,9 @@ def test_a_process_that_fails_is_an_error(code, error, message, monkeypatch):
 
 def test_the_peak_counts_what_was_freed_again(monkeypatch):
     def work() -> None:
-        torch.ones(25_000_000)
+        with mmap.mmap(-1, 100_000_000) as held:  # past the allocator, which keeps what was freed
+            for place in range(0, len(held), mmap.PAGESIZE):
+                held[place] = 1
 
     steps = (Candidate("big", lambda: nullcontext(work)),)
     monkeypatch.setattr("tl_sparse.bench.memory.training_candidates", lambda *a: steps)

@@ -10,6 +10,7 @@ the process (VmHWM) is read there, and set back before the first step where that
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,7 +57,9 @@ def peak_of(size: Size, device: torch.device, name: str) -> float:
     arguments = [size.name, str(device), str(torch.get_num_threads()), name]
     code = "import sys; from tl_sparse.bench.memory import main; main(*sys.argv[1:])"
     command = [sys.executable, "-P", "-c", code, *arguments]  # -P: not what lies in this folder
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The allocator as it comes: told to keep what is freed, it may hold the same buffer twice.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
     if done.returncode == -9:
         raise MemoryError(f"{name} was killed at the size {size.name}.")
     if done.returncode:
