@@ -49,7 +49,7 @@ MARKS = ("<!-- tables: made by examples/quote_results.py -->", "<!-- end of tabl
 
 def settings(seed: int, **changes: Any) -> DemoSettings:
     """Give the demo's settings for a seed."""
-    return replace(DemoSettings(seed=seed), **changes)
+    return replace(DemoSettings(seed=seed, audit=None), **changes)
 
 
 def the_corpus(folder: Path) -> data.Corpus:

@@ -235,7 +235,7 @@ def audit(
     ] = None,
     control_seeds: Annotated[
         int,
-        typer.Option(min=0, help="Prune the task and four controls again, on so many seeds."),
+        typer.Option(min=0, help="Prune the task again, and four controls, on so many seeds."),
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
@@ -246,7 +246,7 @@ def audit(
     part of the rest? Do its nodes and edges do in the model what they do alone? Does it answer as
     the model does on other forms of prompt? Can anything go? Every line has its threshold, and its
     control where there is one. With --control-seeds also: does pruning find as much in nonsense and
-    in random models, and the same again by another seed? (Five prunings for each seed.)
+    in random models, and the same again by another seed? (Seven prunings for each seed.)
 
     For example:  tl-sparse audit demo/sparse/checkpoint/model demo/sparse/circuit.json --quick
     --corpus-cache demo/corpus

@@ -23,7 +23,7 @@ from torch import Tensor
 from tl_sparse.auditing.findings import Finding
 from tl_sparse.auditing.subject import Gates, Subject
 from tl_sparse.data import Corpus
-from tl_sparse.pruning.trial import Trial
+from tl_sparse.pruning.trial import Trial, spread_over
 from tl_sparse.tasks import PairTask, Split, adversarial, longer, mined_like, names
 
 AGREE = 0.9
@@ -142,9 +142,7 @@ def answers_on(subject: Subject, task: PairTask, split: Split) -> Answers:
     trial = subject.trial
     if task is not subject.task:
         trial = Trial(subject.model, task, trial.sites, trial.references)
-    n_all = task.n_examples(split)
-    n = min(subject.config.n_examples or n_all, n_all)
-    chosen = [i * n_all // n for i in range(n)]
+    chosen = spread_over(task, split, subject.config.n_examples)
     whole, n_tokens = _right(trial, task, subject.everything(), split, chosen)
     circuit, _ = _right(trial, task, subject.inside(), split, chosen)
     return Answers(whole, circuit, n_tokens)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tl_sparse.auditing.findings import Finding
 from tl_sparse.auditing.subject import Gates, Subject, percentile, spread
 from tl_sparse.circuit import Edge, Site
-from tl_sparse.pruning.trial import evaluate
+from tl_sparse.pruning.trial import evaluate, spread_over
 from tl_sparse.resampling import values_on
 from tl_sparse.sites import SiteInfo
 
@@ -61,8 +61,7 @@ class _Run:
     @torch.no_grad()
     def __init__(self, subject: Subject, gates: Gates) -> None:
         trial, task = subject.trial, subject.task
-        n = min(subject.config.n_examples or 128, 128, task.n_examples("test"))
-        indices = [i * task.n_examples("test") // n for i in range(n)]
+        indices = spread_over(task, "test", min(subject.config.n_examples or 128, 128))
         batch = task.batch("test", indices).to(trial.like.device)
         self.patterns: dict[int, Tensor] = {}
 

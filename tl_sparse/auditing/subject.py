@@ -12,7 +12,7 @@ from transformer_lens import HookedTransformer
 from tl_sparse.ablation import References, select_circuit
 from tl_sparse.circuit import Circuit, Edge, Site
 from tl_sparse.config import AuditConfig
-from tl_sparse.pruning.trial import Trial
+from tl_sparse.pruning.trial import Trial, spread_over
 from tl_sparse.selection import Selection
 from tl_sparse.sites import Joint, site_map
 from tl_sparse.tasks import Split, Task
@@ -147,10 +147,8 @@ class Subject:
     @torch.no_grad()
     def example_losses(self, gates: Gates, split: Split = "test") -> Tensor:
         """Give the loss on each example by itself."""
-        n_all = self.task.n_examples(split)
-        n = min(self.config.n_examples or n_all, n_all)
         found = []
-        for index in (i * n_all // n for i in range(n)):
+        for index in spread_over(self.task, split, self.config.n_examples):
             batch = self.task.batch(split, [index]).to(self.trial.like.device)
             values = self.trial.values(split, [index], batch)
             with self.trial.running(gates.nodes, values, gates.edges):

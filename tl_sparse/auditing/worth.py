@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tl_sparse.auditing.findings import Effect
 from tl_sparse.auditing.subject import Gates, Parts, Subject
 from tl_sparse.circuit import Edge, Node, Site
+from tl_sparse.pruning.trial import spread_over
 from tl_sparse.sites import Joint
 
 N_STEPS = 16
@@ -62,9 +63,9 @@ def integrated(
 
     `gates_at` says what is run at some height of the gates.
     """
-    trial, task, n_all = subject.trial, subject.task, subject.task.n_examples("test")
-    n = min(subject.config.n_examples or n_all, n_all)
-    chosen = [i * n_all // n for i in range(n)]
+    trial, task = subject.trial, subject.task
+    chosen = spread_over(task, "test", subject.config.n_examples)
+    n = len(chosen)
     totals: Parts = {key: torch.zeros_like(end) for key, end in ends.items()}
     for step in tqdm(range(N_STEPS), desc="integrated gradients", disable=not progress):
         height = (step + 0.5) / N_STEPS

@@ -45,8 +45,9 @@ class AuditConfig:
     """Edges of a circuit that are tried one by one at most, evenly spread over it."""
 
     n_control_seeds: int = 0
-    """Seeds on which the task, nonsense, shuffled labels, shuffled weights and a random model are
-    pruned, five prunings each: for "better than chance" and "stable", which are else not tested."""
+    """Seeds on which the task is pruned again, on its own prompts, on these resampled and on its
+    held-out forms, and nonsense, shuffled labels, shuffled weights and a random model: seven
+    prunings each, for "better than chance" and "stable", which are else not tested."""
 
     seed: int = 0
     """Seeds all draws."""

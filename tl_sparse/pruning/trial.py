@@ -128,6 +128,13 @@ class Trial:
         return max(alone, sum(beside) / len(beside))
 
 
+def spread_over(task: Task, split: Split, n_examples: int | None) -> list[int]:
+    """Give `n_examples` indices, evenly spread over a split, or all there are."""
+    n_all = task.n_examples(split)
+    n = min(n_examples or n_all, n_all)
+    return [i * n_all // n for i in range(n)]
+
+
 @torch.no_grad()
 def evaluate(
     model: HookedTransformer,
@@ -144,9 +151,8 @@ def evaluate(
     the indices of a batch and the batch, the context to run it in.
     """
     device = next(model.parameters()).device
-    n_all, loss, accuracy = task.n_examples(split), 0.0, 0.0
-    n = min(n_examples or n_all, n_all)
-    chosen = [i * n_all // n for i in range(n)]
+    chosen, loss, accuracy = spread_over(task, split, n_examples), 0.0, 0.0
+    n = len(chosen)
     with fast_attention(model):
         for start in range(0, n, batch_size):
             indices = chosen[start : start + batch_size]
