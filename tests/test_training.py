@@ -243,11 +243,11 @@ def wait_for_checkpoint(folder: Path, at_least: int) -> None:
 def test_a_killed_run_goes_on_to_the_same_bits(how, corpus, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = start(broken, tmp_path / "cache")
-    expected = fresh(corpus)
-    train(expected, corpus, LONG, folder=whole, progress=False)
     wait_for_checkpoint(broken, 10)
     os.kill(process.pid, how)
     assert process.wait() != 0
+    expected = fresh(corpus)
+    train(expected, corpus, LONG, folder=whole, progress=False)
     assert 10 <= read_json(broken / "checkpoint/state.json")["step"] < 120
     HookedSparseTransformer.load(broken / "checkpoint/model")  # a usable model
     model = fresh(corpus)

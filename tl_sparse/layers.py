@@ -116,6 +116,7 @@ def fused_attention(
     scale: float,
     causal: bool,
     sinks: Float[Tensor, " head_index"] | None = None,
+    row_sums: bool = False,
 ) -> tuple[
     Float[Tensor, "batch query_pos head_index d_head"],
     Float[Tensor, "batch query_pos head_index"] | None,
@@ -123,15 +124,57 @@ def fused_attention(
     """Compute softmax(q k / scale) v without keeping the scores, and the sums of its rows.
 
     `scale` divides, as in TransformerLens. A sink is a logit that joins each softmax and whose
-    share goes nowhere. Here it is one more key at the front with value 0: an extra channel, 1 in
-    every query and nonzero in that key only, gives it the logit `sink`, and a dummy query in front
-    keeps the causal mask aligned. The same channel, 1 in every other key's value, comes out as the
-    sum of each row of the pattern; without sinks all rows sum to 1, and None stands for that.
+    share goes nowhere, so each row of the pattern sums to less than 1. With `row_sums` these sums
+    are given too, gradients and all; None stands for rows that all sum to 1, and for not asked.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if sinks is None:
         z = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1 / scale)
         return z.transpose(1, 2), None
+    if row_sums or q.device.type != "cpu" or len({x.dtype for x in (q, k, v)}) > 1:
+        z, sums = _attention_with_sink_key(q, k, v, sinks, scale, causal)
+        return z.transpose(1, 2), sums.transpose(1, 2)
+    z = _SinkAttention.apply(q, k, v, sinks, 1 / scale, causal)
+    assert isinstance(z, Tensor)
+    return z.transpose(1, 2), None
+
+
+class _SinkAttention(torch.autograd.Function):
+    """Fused attention with sinks on a CPU, at the price of fused attention without.
+
+    Attention without sinks gives the logarithm of each row's sum of exponentials too. The sink adds
+    its own to that sum, so all outputs of the row shrink by one factor. Backward makes the pattern
+    anew from q, k and that sum: given the larger one, it makes the pattern with sinks.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, sinks, factor, causal):
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        z, log_sum = attention(q, k, v, 0.0, causal, scale=factor)
+        with_sink = torch.logaddexp(log_sum, sinks[:, None].to(log_sum))
+        z = (z * (log_sum - with_sink).exp_()[..., None]).to(v.dtype)
+        ctx.save_for_backward(q, k, v, sinks, z, with_sink)
+        ctx.factor, ctx.causal = factor, causal
+        return z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
+        q, k, v, sinks, z, with_sink = ctx.saved_tensors
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grads = backward(grad, q, k, v, z, with_sink, 0.0, ctx.causal, scale=ctx.factor)
+        share = (sinks[:, None] - with_sink).exp_()
+        return *grads, -(share * (grad * z).sum(-1)).sum((0, 2)).to(sinks.dtype), None, None
+
+
+def _attention_with_sink_key(q, k, v, sinks, scale, causal):
+    """Fused attention in which the sink is one more key at the front, with value 0.
+
+    An extra channel, 1 in every query and nonzero in that key only, gives the key the logit `sink`,
+    and a dummy query in front keeps the causal mask aligned. The same channel, 1 in every other
+    key's value, comes out as the sum of each row of the pattern.
+    """
     d_head = q.shape[-1]
     # One channel for the sink, padded to a multiple of 8: unaligned rows are slow.
     n_extra = 8 - d_head % 8
@@ -141,6 +184,5 @@ def fused_attention(
     v[:, :, 1:, d_head] = 1
     sink_key = F.pad((sinks * scale).to(k.dtype)[:, None, None], (d_head, n_extra - 1))
     k = torch.cat([sink_key.expand(k.shape[0], -1, -1, -1), F.pad(k, (0, n_extra))], dim=2)
-    z = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1 / scale)
-    z = z[:, :, 1:].transpose(1, 2)
+    z = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1 / scale)[:, :, 1:]
     return z[..., :d_head], z[..., d_head]

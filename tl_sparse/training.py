@@ -7,6 +7,9 @@ One step of Gao et al. 2025 (arXiv 2511.13653, sections 2.1 and A.2), with theta
 3. theta <- top-k of |theta| per matrix at this step's density (`schedules.density_at`),
 4. theta <- theta - weight_decay x learning rate x theta on the matrices.
 
+With `regrow_every` = N > 1, ours, steps after the annealing are like that only every N-th time. In
+the steps between no weight comes back: 1. is made for live weights alone, 3. keeps the masks.
+
 Order of the data, and hence the whole run on a CPU, is a function of (seed, step): a run that was
 stopped and resumed gives bit for bit the weights of one that was not.
 """
@@ -43,9 +46,11 @@ from tl_sparse.config import TrainingConfig
 from tl_sparse.data import Corpus
 from tl_sparse.files import recover_folder, whole_folder, write_text
 from tl_sparse.history import History, Sums, read_log
+from tl_sparse.masks import zero_outside_
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.schedules import density_at, embedding_density_at, learning_rate_at, n_steps
 from tl_sparse.summary import count_nonzero, n_dead_neurons
+from tl_sparse.threads import keep_freed_memory
 
 
 class DivergedError(RuntimeError):
@@ -100,6 +105,7 @@ def train(
         DivergedError: If the loss becomes NaN or infinite.
         KeyboardInterrupt: On Ctrl-C, after the step in hand and the checkpoint.
     """
+    keep_freed_memory()
     run = _Run(model, corpus, config or TrainingConfig(), folder, progress)
     with run.accelerated(), model.using_attention("auto"), _finish_step_on_interrupt() as stop:
         while run.step < run.total:
@@ -142,6 +148,8 @@ class _Run:
             self.parameters.values(), lr=0.0, betas=config.betas, eps=config.eps, fused=True
         )
         self.seconds, self.sums, self.progress = 0.0, Sums(), progress
+        self.all_to_live = 1.0
+        """Norm of the last gradient for all weights, over that of its part for live ones."""
         if not self._resume() and config.anneal != "none":
             model.reopen_(config.seed)
         if corpus.hash not in model.trained_on:
@@ -156,15 +164,17 @@ class _Run:
         rate = learning_rate_at(sparsity.weight_density, self.step, self.total, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        frozen = not config.regrow or not self._regrows()
+        self.model.products.live_gradient = frozen and config.regrow
         loss = self._gradients()
         rms = self._scale_gradients()
         self._check_finite(loss, rms)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if config.regrow:
-            self._set_density()
-        else:
+        if frozen:
             self.model.apply_masks_()
+        else:
+            self._set_density()
         with torch.no_grad():
             decayed: list[Tensor] = [
                 self.parameters[name] for name in self.decayed if name in self.parameters
@@ -177,6 +187,12 @@ class _Run:
         self.seconds += time.perf_counter() - began
         self.sums.add(loss, rms, rate, config.batch_size * self.n_ctx, began)
         self.bar.update(1)
+
+    def _regrows(self) -> bool:
+        """Tell whether zeroed weights get a gradient in this step and may come back."""
+        config = self.config
+        annealed = config.anneal == "none" or self.step >= config.anneal_stop * self.total
+        return not annealed or self.step % config.regrow_every == 0
 
     def _gradients(self) -> float:
         config, accelerator = self.config, self.accelerator
@@ -199,6 +215,8 @@ class _Run:
         self.accelerator.unscale_gradients(self.optimizer)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
+        if self.config.regrow and self.config.regrow_every > 1:
+            norm = self._norm_of_all(norm)
         rms = norm / math.sqrt(sum(p.numel() for p in self.parameters.values()))
         target, scale = self.config.gradient_rms, 1.0
         if self.config.gradient_scaling == "normalize":
@@ -208,6 +226,28 @@ class _Run:
         if scale != 1:
             torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
         return rms
+
+    def _norm_of_all(self, norm: float) -> float:
+        """Give the gradient's norm; zeroed weights without one count as in the last that had all.
+
+        In a sparse model most of the norm is theirs: left out, the others would be scaled up.
+        """
+        live = []
+        for name, parameter in self.parameters.items():
+            gradient = parameter.grad
+            if gradient is not None and name in self.model.weight_masks:
+                mask = self.model.weight_masks[name]
+                if self.model.products.live_gradient:
+                    zero_outside_(gradient, mask)
+                else:
+                    gradient = gradient * mask.view(torch.uint8)
+            if gradient is not None:
+                live.append(gradient)
+        norm_of_live = torch.nn.utils.get_total_norm(live).item()
+        if self.model.products.live_gradient:
+            return norm_of_live * self.all_to_live
+        self.all_to_live = norm / norm_of_live if norm_of_live else 1.0
+        return norm
 
     def _check_finite(self, loss: float, rms: float) -> None:
         overflow = self.config.precision == "fp16"  # its scaler meets infinite gradients by design
@@ -273,6 +313,7 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
             "sums": self.sums.__dict__,
+            "all_to_live": self.all_to_live,
             "scaler": None if scaler is None else scaler.state_dict(),
             "versions": versions(),
         }
@@ -323,6 +364,7 @@ class _Run:
         try:
             self.step, self.seconds = state["step"], state["seconds"]
             self.sums, self._scaler_state = Sums(**state["sums"]), state["scaler"]
+            self.all_to_live = state["all_to_live"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{place / 'state.json'} is damaged: {error!r}.") from None
         log = self.folder / "log.jsonl"
@@ -368,6 +410,7 @@ class _Run:
             yield
         finally:
             self.bar.close()
+            self.model.products.live_gradient = False
             self.accelerator.end_training()
             for name in ("forward", "_original_forward"):  # what accelerate put on for autocast
                 vars(self.model).pop(name, None)

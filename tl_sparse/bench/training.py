@@ -115,11 +115,16 @@ def random_corpus(size: Size) -> Iterator[Corpus]:
 
 
 @contextmanager
-def our_step(size: Size, device: torch.device, sparsity: SparsityConfig) -> Iterator[Run]:
+def our_step(
+    size: Size, device: torch.device, sparsity: SparsityConfig, *, regrow_every: int = 1
+) -> Iterator[Run]:
     """Give one step of `train`, at the final density from the first step on."""
     model = our_model(size, device, sparsity)
     config = TrainingConfig(
-        n_tokens=10**6 * size.n_tokens, batch_size=size.batch_size, anneal="none"
+        n_tokens=10**6 * size.n_tokens,
+        batch_size=size.batch_size,
+        anneal="none",
+        regrow_every=regrow_every,
     )
     with ExitStack() as stack:
         run = _Run(model, stack.enter_context(random_corpus(size)), config, None, False)

@@ -95,6 +95,11 @@ class TrainingConfig:
     """Whether a zeroed weight may come back (the masks are chosen anew at each step). False freezes
     the model's masks: fine-tuning that keeps every circuit's wiring. Needs anneal="none"."""
 
+    regrow_every: int = 1
+    """Once the final density is reached, zeroed weights get a gradient, and may come back, on every
+    so many-th step. Between them masks stay and gradients are made for live weights alone, which
+    costs less (ours; docs/results/speed.md says how much, and what it does to the loss)."""
+
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Autocast precision of the forward pass; parameters, loss and optimiser stay in float32."""
 
@@ -120,6 +125,7 @@ class TrainingConfig:
         make_plain_(self)
         check_fields(self, POSITIVE_INTEGER, "n_tokens", "batch_size", "gradient_accumulation")
         check_fields(self, POSITIVE_INTEGER, "eval_every", "n_eval_windows", "checkpoint_every")
+        check_fields(self, POSITIVE_INTEGER, "regrow_every")
         check_fields(self, maybe(POSITIVE_INTEGER), "n_ctx")
         check_fields(self, POSITIVE_NUMBER, "learning_rate", "eps", "gradient_rms")
         check_fields(self, NON_NEGATIVE_NUMBER, "weight_decay")
@@ -146,6 +152,11 @@ class TrainingConfig:
             raise ValueError(
                 f"regrow=False freezes the masks, but anneal={self.anneal!r} would change them. "
                 'Set anneal="none" to fine-tune with frozen masks.'
+            )
+        if not self.regrow and self.regrow_every > 1:
+            raise ValueError(
+                f"regrow=False lets no weight come back, so regrow_every={self.regrow_every} would "
+                "do nothing. Leave one of them at its default."
             )
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from transformer_lens import HookedTransformerConfig
@@ -17,6 +16,7 @@ from transformer_lens.utilities.attention import complex_attn_linear, simple_att
 
 from tl_sparse.config import SparsityConfig
 from tl_sparse.layers import AbsTopK, fused_attention
+from tl_sparse.products import Products
 
 AttentionPath = Literal["eager", "fused", "auto"]
 
@@ -37,6 +37,7 @@ class SparseAttention(Attention):
         self.topk_k = AbsTopK(sparsity.site_density("k"), width, n_dims=2)
         self.topk_v = AbsTopK(sparsity.site_density("v"), width, n_dims=2)
         self.path: AttentionPath = "eager"
+        self.products = Products()
         self.row_sum_bias: Tensor | None = None
         """[head_index, d_model]: added to the output once for each head, times the sum of its row
         of the pattern. A value that is constant over keys comes out so, and is no bias under
@@ -44,16 +45,35 @@ class SparseAttention(Attention):
 
     def calculate_qkv_matrices(self, query_input, key_input, value_input):
         """Override: the host has no place between the projection and its hook."""
-        split = self.cfg.use_split_qkv_input or self.cfg.use_attn_in
-        linear = complex_attn_linear if split else simple_attn_linear
-        q = self.hook_q(self.topk_q(linear(query_input, self.W_Q, self.b_Q)))
-        k = self.hook_k(self.topk_k(linear(key_input, self.W_K, self.b_K)))
-        v = self.hook_v(self.topk_v(linear(value_input, self.W_V, self.b_V)))
+        q, k, v = self._project(query_input, key_input, value_input)
+        q = self.hook_q(self.topk_q(q))
+        k = self.hook_k(self.topk_k(k))
+        v = self.hook_v(self.topk_v(v))
         if self.cfg.use_qk_norm:
             assert self.q_norm is not None
             assert self.k_norm is not None
             q, k = self._apply_qk_norm(q, self.q_norm), self._apply_qk_norm(k, self.k_norm)
         return q, k, v
+
+    def _project(self, query_input, key_input, value_input):
+        """Give q, k and v before AbsTopK: one product for all three where they read the same."""
+        if self.cfg.use_split_qkv_input or self.cfg.use_attn_in:
+            linear = complex_attn_linear
+        elif self.products.path != "dense" and query_input is key_input is value_input:
+            weight = rearrange(
+                [self.W_Q, self.W_K, self.W_V],
+                "qkv head inputs channel -> inputs (qkv head channel)",
+            )
+            bias = torch.cat([b.flatten() for b in (self.b_Q, self.b_K, self.b_V)])
+            qkv = self.products(f"{self.layer_id}.qkv", query_input, weight, bias)
+            return qkv.unflatten(-1, (3, self.cfg.n_heads, -1)).unbind(-3)
+        else:
+            linear = simple_attn_linear
+        return (
+            linear(query_input, self.W_Q, self.b_Q),
+            linear(key_input, self.W_K, self.b_K),
+            linear(value_input, self.W_V, self.b_V),
+        )
 
     def forward(self, query_input, key_input, value_input, *args: Any, **kwargs: Any) -> Tensor:
         """Override: step past the scores where nobody looks at them (`attention="auto"`)."""
@@ -75,9 +95,10 @@ class SparseAttention(Attention):
             scale=float(self.attn_scale),
             causal=self.cfg.attention_dir == "causal",
             sinks=self.sinks if self.cfg.use_attention_sinks else None,
+            row_sums=self.row_sum_bias is not None,
         )
-        w = rearrange(self.W_O, "head_index d_head d_model -> d_model (head_index d_head)")
-        out = F.linear(self.hook_z(z).flatten(-2), w, self.b_O)
+        w = self.W_O.flatten(0, 1)  # [head_index * d_head, d_model]
+        out = self.products(f"{self.layer_id}.o", self.hook_z(z).flatten(-2), w, self.b_O)
         return out if self.row_sum_bias is None else out + self._row_bias(row_sums)
 
     def _eager(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -127,18 +148,23 @@ def _live(hook_point: HookPoint) -> bool:
 class SparseMLP(MLP):
     """TransformerLens' MLP with AbsTopK on its neurons."""
 
-    def __init__(self, cfg: HookedTransformerConfig, topk: AbsTopK) -> None:
+    def __init__(self, cfg: HookedTransformerConfig, layer: int, topk: AbsTopK) -> None:
         super().__init__(cfg)
-        self.topk = topk
+        self.layer, self.topk, self.products = layer, topk, Products()
+
+    def _product(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if self.products.path == "dense":
+            return batch_addmm(bias, weight, x)
+        return self.products(f"{self.layer}.{name}", x, weight, bias)
 
     def forward(self, x):
         """Override: the host has no place between activation, or the norm after it, and hook."""
-        post = self.act_fn(self.hook_pre(batch_addmm(self.b_in, self.W_in, x)))
+        post = self.act_fn(self.hook_pre(self._product("in", x, self.W_in, self.b_in)))
         if self.cfg.is_layer_norm_activation():
             assert self.ln is not None
             assert self.hook_mid is not None
             post = self.ln(self.hook_mid(post))
-        return batch_addmm(self.b_out, self.W_out, self.hook_post(self.topk(post)))
+        return self._product("out", self.hook_post(self.topk(post)), self.W_out, self.b_out)
 
 
 class SparseTransformerBlock(TransformerBlock):
@@ -161,8 +187,9 @@ class SparseTransformerBlock(TransformerBlock):
         if cfg.attn_only:
             return
         assert cfg.d_mlp is not None
-        if sparsity.site_density("mlp_neuron") < 1:
-            self.mlp = SparseMLP(cfg, AbsTopK(sparsity.site_density("mlp_neuron"), cfg.d_mlp))
+        if type(self.mlp) is MLP:
+            topk = AbsTopK(sparsity.site_density("mlp_neuron"), cfg.d_mlp)
+            self.mlp = SparseMLP(cfg, layer, topk)
         if self.position_channels:
             self.ln2_positions = _norm_like(self.ln2, cfg, self.position_channels)
             self.mlp.W_in = nn.Parameter(torch.empty(d_read, cfg.d_mlp, dtype=cfg.dtype))

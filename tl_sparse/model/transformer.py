@@ -17,12 +17,18 @@ from transformer_lens.utilities.defaults_utils import USE_DEFAULT_VALUE, Locally
 from tl_sparse.config import SparsityConfig
 from tl_sparse.layers import BigramTable, PositionChannels
 from tl_sparse.masks import WeightMasks, check_budget, masked_parameters
-from tl_sparse.model.blocks import AttentionPath, SparseAttention, SparseTransformerBlock
+from tl_sparse.model.blocks import (
+    AttentionPath,
+    SparseAttention,
+    SparseMLP,
+    SparseTransformerBlock,
+)
 from tl_sparse.model.cache import SparseActivationCache
 from tl_sparse.model.checks import check_arguments, resolve_config
 from tl_sparse.model.positions import PositionedTransformer
 from tl_sparse.model.processing import ProcessedTransformer
 from tl_sparse.model.storage import StoredTransformer
+from tl_sparse.products import ProductPath, Products
 from tl_sparse.rules import checks_itself
 from tl_sparse.summary import ModelSummary, one_line, summarize
 
@@ -74,6 +80,11 @@ class HookedSparseTransformer(StoredTransformer, ProcessedTransformer, Positione
             self.positions = PositionChannels(cfg.n_ctx, sparsity.position_channels, cfg.dtype)
         self._generated: list[Tensor] | None = None
         self.set_attention(attention or ("eager" if sparsity.is_dense else "auto"))
+        self.products = Products("dense" if sparsity.weight_density == 1 else "auto")
+        for block in self.blocks:
+            for part in (block.attn, getattr(block, "mlp", None)):
+                if isinstance(part, SparseAttention | SparseMLP):
+                    part.products = self.products
         specs = masked_parameters(self, cfg.n_layers)
         check_budget(specs, self, sparsity)
         self.weight_masks = WeightMasks(specs, dict(self.named_parameters()))
@@ -200,6 +211,23 @@ class HookedSparseTransformer(StoredTransformer, ProcessedTransformer, Positione
             yield
         finally:
             self.set_attention(before)
+
+    @contextmanager
+    @checks_itself
+    def using_products(self, path: ProductPath) -> Iterator[None]:
+        """Choose how products with weights are made, inside a `with` block.
+
+        "dense" multiplies with zeros too. "sparse" uses the live weights alone wherever that can be
+        (float32 or float64 on a CPU), "auto" where it is faster, by a fixed rule; that is the
+        default of a model whose weights are sparse. The results agree to rounding.
+        """
+        if path not in ("dense", "sparse", "auto"):
+            raise ValueError(f'products is one of "dense", "sparse", "auto", got {path!r}.')
+        before, self.products.path = self.products.path, path
+        try:
+            yield
+        finally:
+            self.products.path = before
 
     def get_residual(self, embed, *args: Any, **kwargs: Any) -> Any:
         """Override: the host knows no model without positions, and miscounts them in `generate`.
