@@ -5,18 +5,22 @@ No test looks at how long anything takes: clocks are fake.
 
 import json
 import mmap
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from conftest import make_model
 from typer.testing import CliRunner
 
-from tl_sparse import bench, cli
-from tl_sparse.ablation import only_circuit
+from tl_sparse import bench, cli, tasks
+from tl_sparse.ablation import only_circuit, references
 from tl_sparse.bench import BenchSettings, Candidate, Measurement, measure, run_bench
 from tl_sparse.bench.circuits import letters_task, made_up_circuit
+from tl_sparse.bench.demo import Demo
 from tl_sparse.bench.kernels import projected, projected_by_scatter, topk_by_scatter
 from tl_sparse.bench.machine import commit
 from tl_sparse.bench.memory import measured_here, memory, peak_of
@@ -34,8 +38,9 @@ from tl_sparse.bench.training import (
     training_candidates,
 )
 from tl_sparse.circuit import Node
-from tl_sparse.config import AuditConfig
+from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig
 from tl_sparse.functional import abs_topk
+from tl_sparse.pruning import prune
 from tl_sparse.training import next_token_loss
 
 CPU = torch.device("cpu")
@@ -169,6 +174,101 @@ def test_the_made_up_circuit_is_one_and_compiled_it_answers_as_in_the_model():
         logits = task.logits(model, batch)[:, list(task.answer_ids.values())]
     close = (found - logits).abs().amax(-1) < 1e-5
     assert close.float().mean() > 0.9  # near ties of AbsTopK can fall either way
+
+
+# -- a finished demo --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(quote_corpus, tmp_path_factory):
+    """What a finished demo leaves of its sparse arm, of a model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("demo")
+    model = make_model(
+        SparsityConfig(weight_density=0.2, activation_density=0.5), d_vocab=quote_corpus.d_vocab,
+        n_ctx=64, positional_embedding_type="none", default_prepend_bos=False,
+    )  # fmt: skip
+    model.set_tokenizer(quote_corpus.tokenizer)
+    model.save(folder / "sparse/checkpoint/model")
+    task = tasks.get("single_double_quote", tokenizer=model.tokenizer)
+    loss = task.loss(task.logits(model, task.batch("test")), task.batch("test")).item()
+    config = PruningConfig(
+        n_steps=2, edges=False, drop_one=False, batch_size=4, target_loss=loss, min_accuracy=0.0
+    )
+    circuit = prune(model, task, references(model, quote_corpus, 512), config, progress=False)
+    assert circuit.nodes
+    circuit.save(folder / "sparse/circuit.json")
+    return folder, model, task, circuit
+
+
+def test_the_demos_circuit_is_pruned_anew_as_the_demo_did(finished):
+    folder, _, _, circuit = finished
+    (one,) = Demo.open(folder).pruning(CPU)
+    assert [candidate.name for candidate in one.candidates] == [
+        "model on the validation pairs", "prune"
+    ]  # fmt: skip
+    with one.candidates[1].prepare() as run:
+        assert run().to_json() == circuit.to_json()
+
+
+def test_the_demos_answers_are_those_of_its_model_and_circuit(finished):
+    folder, model, task, circuit = finished
+    (one,) = Demo.open(folder).compiled(CPU)
+    assert one.case == f"single_double_quote, {circuit.n_edges} edges"
+    batch = task.batch("train", range(0, 1024, 2))
+    ids = list(task.answer_ids.values())
+    with torch.no_grad(), model.using_attention("auto"):
+        expected = {"model": task.logits(model, batch)[:, ids]}
+    with torch.no_grad(), only_circuit(model, circuit):
+        expected["model, circuit alone"] = task.logits(model, batch)[:, ids]
+    expected["compiled circuit"] = expected["model, circuit alone"]
+    with ExitStack() as stack:  # all at once, as `measure` runs them
+        runs = {c.name: stack.enter_context(c.prepare()) for c in one.candidates}
+        found = {name: run() for name, run in runs.items()}
+    assert list(found) == list(expected)
+    for name, logits in found.items():
+        logits = logits if name == "compiled circuit" else logits[:, ids]
+        close = (logits - expected[name]).abs().amax(-1) < 1e-4
+        assert close.float().mean() > 0.99  # near ties of AbsTopK can fall either way
+        assert len(close) == 1024
+
+
+def test_a_folder_without_a_finished_demo_is_refused(finished, tmp_path):
+    folder, _, _, circuit = finished
+    with pytest.raises(ValueError, match=r"has no sparse/checkpoint/model. Run `tl-sparse demo"):
+        BenchSettings(demo=tmp_path / "nowhere")
+    copy = tmp_path / "copy"
+    copytree(folder, copy)
+    (copy / "sparse/circuit.json").unlink()
+    with pytest.raises(ValueError, match=r"has no sparse/circuit\.json"):
+        BenchSettings(demo=copy)
+    replace(circuit, model_hash="another").save(copy / "sparse/circuit.json")
+    with pytest.raises(ValueError, match="was found in another model"):
+        Demo.open(copy)
+    with pytest.raises(ValueError, match="pruning and compiled are measured, and only asks for"):
+        BenchSettings(demo=folder, only=("memory",))
+    assert BenchSettings(demo=folder).to_dict()["demo"] == str(folder)
+
+
+def test_the_command_measures_the_demo_beside_the_sizes(finished, tmp_path, monkeypatch):
+    nothing = of(Candidate("a", lambda: nullcontext(lambda: 1.0)), unit="MB")
+    for kind in ("training", "compiled", "pruning"):
+        one = replace(nothing, kind=kind)
+        monkeypatch.setitem(bench.KINDS, kind, lambda size, device, one=one: [one])
+    monkeypatch.setattr("tl_sparse.bench.demo.prune", lambda *a, **kw: None)
+    out = tmp_path / "b.json"
+    rest = ["--demo", finished[0], "--repeats", 1, "--quiet", "--out", out]
+    done = command("--sizes", "tiny", "--only", "compiled,training,pruning", *rest)
+    assert done.code == 0, done.text
+    written = json.loads(out.read_text())
+    labels = [f"{m['kind']} {m['size']}" for m in written["measurements"]]
+    assert labels == ["compiled tiny", "compiled demo", "training tiny", "pruning tiny",
+                      "pruning demo"]  # fmt: skip
+    assert all(len(c["values"]) == 1 for m in written["measurements"] for c in m["candidates"])
+    assert "| demo | single_double_quote, the whole call | prune |" in done.text
+    assert f"- demo: the sparse model, task and circuit of {finished[0]}" in done.text
+    absent = command("--demo", tmp_path / "nowhere", "--out", tmp_path / "c.json")
+    assert (absent.code, absent.text[:41]) == (1, "Error: demo is the folder of a finished d")
+    assert not (tmp_path / "c.json").exists()
 
 
 # -- the order and the numbers ----------------------------------------------------------------

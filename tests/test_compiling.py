@@ -1,6 +1,9 @@
 """A compiled circuit against the model with only the circuit left in, and against plain torch."""
 
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ from tl_sparse import Circuit, SparsityConfig
 from tl_sparse.ablation import only_circuit
 from tl_sparse.circuit import Edge, Node, Site
 from tl_sparse.compiling import CompiledCircuit
+from tl_sparse.compiling.parts import Rivals
+from tl_sparse.functional import abs_topk
 from tl_sparse.sites import joint_matrix, model_hash, site_map
 
 ANSWERS = {"a": 3, "b": 41, "c": 7}
@@ -61,6 +66,7 @@ KINDS: dict[str, tuple[SparsityConfig | None, dict[str, Any]]] = {
     "no norm": (SPARSE, {"normalization_type": None}),
     "bidirectional": (SPARSE, {"attention_dir": "bidirectional"}),
     "attention only": (SPARSE, {"attn_only": True}),
+    "three layers": (SPARSE, {"n_layers": 3}),
     "ReLU": (SPARSE, {"act_fn": "relu"}),
     "layer norm": (NO_RIVALS, {"normalization_type": "LN"}),
     "layer norm, folded": (NO_RIVALS, {"normalization_type": "LNPre"}),
@@ -84,6 +90,50 @@ def test_compiled_equals_the_model_with_only_the_circuit_left_in(kind, final, to
         compiled = circuit.compile(model, max_rivals=1.0)
         expected = in_the_model(model, circuit, tokens, LAST)
         torch.testing.assert_close(compiled(tokens, LAST), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "kind", ["the demo's kind", "learned positions", "bidirectional", "three layers"]
+)
+def test_at_every_position_a_call_gives_what_the_parts_give_one_after_another(kind, tokens):
+    """A call looks up what comes before attention and leaves out what no answer hangs on."""
+    sparsity, shape = KINDS[kind]
+    model = make_model(sparsity, **(DOUBLE | shape))
+    n = tokens.shape[1]
+    position = torch.arange(n)
+    for attends in ((), (0,), (1,), (0, 1)):  # the layers in which the circuit attends
+        circuit = random_circuit(model, 4, share=0.9)
+        nodes = tuple(
+            node
+            for node in circuit.nodes
+            if node.site.name != "attn_out" or node.site.layer in attends
+        )
+        edges = tuple(edge for edge in circuit.edges if edge.target in nodes)
+        compiled = replace(circuit, nodes=nodes, edges=edges).compile(model, max_rivals=1.0)
+        assert tuple(i // 2 for i in compiled.attentions()) == attends
+        stream = compiled.everywhere(tokens)
+        row = tokens * model.cfg.n_ctx + position if compiled.positions else tokens
+        for i in range(n):
+            found = compiled(tokens, torch.full((len(tokens),), i))
+            expected = compiled.readout(stream[:, i], row[:, i], tokens[:, i])
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_among_equals_the_first_is_the_larger_as_in_abs_topk():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-3, 4, (40, 5, 6), generator=generator).double()
+    constant = torch.rand(8, generator=generator, dtype=torch.float64) * 3  # equal to no integer
+    largest, infinite = constant.sort(descending=True).values, torch.tensor(float("inf"))
+    row = torch.zeros(40, 5, dtype=torch.long)
+    for k in (1, 3, 7, 12):
+        places = [k - 1 - j for j in range(6)]
+        thresholds = [
+            infinite if p < 0 else (largest[p] if p < 8 else -torch.ones(())) for p in places
+        ]
+        rivals = Rivals(n_kept=k, width=14, thresholds=torch.stack(thresholds)[None])
+        everything = torch.cat([values, constant.expand(40, 5, 8)], -1)
+        expected = abs_topk(everything, k)[..., [1, 4]]
+        assert torch.equal(rivals(values, [1, 4], row), expected)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -129,6 +179,48 @@ def test_the_margin_is_the_distance_to_the_nearest_other_choice(tokens):
         for c in set(reads)
     )
     assert compiled.margin(one).item() == pytest.approx(wanted, abs=1e-12)
+
+
+def competitions(model: Any, compiled: Any) -> Iterator[tuple[Any, list[int]]]:
+    """Each AbsTopK of the model, and the channels there that the compiled circuit computes."""
+    for i, sublayer in enumerate(compiled.sublayers()):
+        block, half = model.blocks[i // 2], ("attn", "mlp")[i % 2]
+        yield getattr(block, f"topk_{half}_in"), compiled.stream
+        if half == "mlp":
+            yield block.mlp.topk, sublayer.neurons.channels
+        for letter in "qkv" if half == "attn" else "":
+            yield getattr(block.attn, f"topk_{letter}"), getattr(sublayer, letter).channels
+        yield getattr(block, f"topk_{half}_out"), sublayer.write.channels
+
+
+@pytest.mark.parametrize("kind", ["the demo's kind", "no norm", "learned positions"])
+def test_margins_are_those_of_the_channels_that_the_model_chooses_from(kind, tokens):
+    """Read off in the model: how far each that is in is above the best one out, and the reverse."""
+    sparsity, shape = KINDS[kind]
+    model = make_model(sparsity, **(DOUBLE | shape))
+    circuit = random_circuit(model, 3)
+    compiled = circuit.compile(model, max_rivals=1.0)
+    margins = []
+
+    def watch(channels: list[int], module: Any, args: Any, output: Any) -> None:
+        size = args[0].flatten(2).abs()
+        ranked = size.sort(descending=True).values
+        worst_in, best_out = ranked[..., module.n_kept - 1, None], ranked[..., module.n_kept, None]
+        size = size[..., channels]
+        distance = torch.where(size >= worst_in, size - best_out, worst_in - size)
+        margins.append(distance.flatten(1).amin(1))
+
+    for module, channels in competitions(model, compiled):
+        module.register_forward_hook(partial(watch, channels))
+    with only_circuit(model, circuit), torch.no_grad():
+        model(tokens)
+    assert len(margins) == 16  # five in attention and three in the MLP of each layer
+    torch.testing.assert_close(compiled.margin(tokens), torch.stack(margins).amin(0))
+
+
+def test_without_abs_topk_no_choice_is_near(tokens):
+    model = make_model(NO_RIVALS, **DOUBLE)
+    assert random_circuit(model, 3).compile(model).margin(tokens).isinf().all()
 
 
 def test_a_model_in_double_precision_is_the_same_model(tokens):
@@ -205,6 +297,20 @@ def test_it_is_saved_and_loaded_to_the_last_bit(kind, tokens, tmp_path):
     assert torch.equal(again(tokens, LAST), compiled(tokens, LAST))
     assert again.answers == ANSWERS
     assert str(again) == str(compiled)
+
+
+def test_other_numbers_loaded_into_it_are_used_everywhere(tokens):
+    model = make_model(SPARSE, **DOUBLE)
+    compiled = random_circuit(model, 5).compile(model, max_rivals=1.0)
+    expected = compiled(tokens, LAST)
+    state = {name: tensor.clone() for name, tensor in compiled.state_dict().items()}
+    for parameter in compiled.parameters():
+        parameter.zero_()
+    compiled.tabulate()
+    assert not torch.equal(compiled(tokens, LAST), expected)
+    compiled.load_state_dict(state)
+    assert torch.equal(compiled(tokens, LAST), expected)
+    assert torch.equal(deepcopy(compiled)(tokens, LAST), expected)
 
 
 def test_files_that_are_no_compiled_circuit_are_refused(tmp_path):

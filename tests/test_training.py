@@ -19,7 +19,7 @@ from tl_sparse.checkpoints import read_json
 from tl_sparse.config import SparsityConfig, TrainingConfig
 from tl_sparse.history import History
 from tl_sparse.model import HookedSparseTransformer
-from tl_sparse.training import DivergedError, mean_loss, next_token_loss, train
+from tl_sparse.training import DivergedError, TrainingRun, mean_loss, next_token_loss, train
 
 QUICK = TrainingConfig(n_tokens=12 * 8 * 16, batch_size=8, eval_every=4, n_eval_windows=4)
 SPARSE = SparsityConfig(
@@ -314,7 +314,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(corpus, tmp_path, mo
 
     original = checkpoints.write_tensors
     monkeypatch.setattr(checkpoints, "write_tensors", no_space)
-    monkeypatch.setattr("tl_sparse.training.write_tensors", no_space)
+    monkeypatch.setattr("tl_sparse.training.saving.write_tensors", no_space)
     with pytest.raises(OSError, match="No space left"):
         train(fresh(corpus), corpus, config, folder=tmp_path, progress=False)
     assert read_json(tmp_path / "checkpoint/state.json")["step"] == 4
@@ -346,29 +346,53 @@ def test_tensorboard_needs_a_folder(corpus, monkeypatch):
         train(fresh(corpus), corpus, config, progress=False)
 
 
-def test_two_processes_share_each_batch(corpus, tmp_path):
-    """Under torchrun, each process takes half of the rows, and the run is that of one process."""
-    script, one, two = tmp_path / "run.py", tmp_path / "one", tmp_path / "two"
-    script.write_text(code("QUICK", two, tmp_path / "cache"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run([*torchrun, str(script)], check=True, capture_output=True, text=True)
-    assert run.stdout.count("trained") == 2
-    model = fresh(corpus)
-    history = train(model, corpus, QUICK, folder=one, progress=False)
-    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (one, two)]
-    assert len(logs[0]) == len(logs[1]) == 3  # one process writes
-    losses = [[json.loads(line)["loss"] for line in log] for log in logs]
-    assert losses[0] == history.column("loss")
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    theirs = HookedSparseTransformer.load(two / "checkpoint/model").state_dict()
-    for name, mine in model.state_dict().items():
-        torch.testing.assert_close(theirs[name], mine, atol=1e-4, rtol=1e-4)
-
-
 def test_a_batch_that_processes_cannot_share_is_refused(corpus, monkeypatch):
-    monkeypatch.setattr("tl_sparse.training.Accelerator.num_processes", 3)
+    monkeypatch.setattr("tl_sparse.training.run.Accelerator.num_processes", 3)
     with pytest.raises(ValueError, match="multiple of the number of processes, got 8 and 3"):
         train(fresh(corpus), corpus, QUICK, progress=False)
+
+
+@pytest.mark.parametrize("regrow_every", [1, 3])
+def test_between_regrowths_masks_stay_and_zeroed_weights_get_no_gradient(corpus, regrow_every):
+    """Against the definition, seen from outside: masks, gradients and their norm, step by step."""
+    config = TrainingConfig.from_dict(
+        QUICK.to_dict() | {"anneal": "none", "regrow_every": regrow_every}
+    )
+    model = fresh(corpus)
+    run = TrainingRun(model, corpus, config, None, False)
+    masks: list[dict[str, torch.Tensor]] = []
+    dead: list[float] = []
+    whole: list[float] = []
+
+    def look(optimizer, args, kwargs):
+        named = dict(model.named_parameters())
+        dead.append(
+            sum(
+                float(torch.as_tensor(named[n].grad)[~m].abs().sum())
+                for n, m in model.weight_masks.items()
+            )
+        )
+        grads = [p.grad.flatten() for p in named.values() if p.grad is not None]
+        whole.append(float(torch.cat(grads).square().mean().sqrt()))
+
+    handle = run.optimizer.register_step_pre_hook(look)
+    with run.accelerated():
+        for _ in range(7):
+            masks.append({name: mask.clone() for name, mask in model.weight_masks.items()})
+            run.take_step()
+    handle.remove()
+    masks.append({name: mask.clone() for name, mask in model.weight_masks.items()})
+    for step in range(7):
+        regrows = step % regrow_every == 0
+        same = all(torch.equal(masks[step][n], masks[step + 1][n]) for n in model.weight_masks)
+        assert same == (not regrows), step
+        assert (dead[step] > 0) == regrows
+        if regrows:
+            assert whole[step] == pytest.approx(1, abs=1e-2)
+        else:  # what is left of a gradient of RMS 1 when the part of zeroed weights is missing
+            assert 0.01 < whole[step] < 0.99
+    for name, mask in model.weight_masks.items():
+        assert not model.get_parameter(name)[~mask].any()
 
 
 def test_next_token_loss_leaves_the_last_logits_out():

@@ -331,6 +331,12 @@ def bench(
     sizes: Annotated[
         str, typer.Option(help="Joined by commas: tiny, small, paper, large, wide.")
     ] = "small,paper,large",
+    demo: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished demo's folder: pruning and compiled are measured on its model too."
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds of each measurement, at most.")] = 20,
     seconds: Annotated[
         float, typer.Option(help="Budget of each measurement; three rounds are run in any case.")
@@ -349,15 +355,19 @@ def bench(
     All that is compared runs in turn, a b c a b c ..., so that a busy machine slows all alike. The
     files are written anew after each measurement; Ctrl-C keeps what there is.
 
+    With --demo, answers by the model and by its compiled circuit, and the whole of `prune`, are
+    measured on what a finished `tl-sparse demo` has trained and found, beside the random models.
+
     For example:  tl-sparse bench --only training,projection --sizes paper
+    tl-sparse bench --only pruning,compiled --sizes small --demo demo
     """
     from tl_sparse.bench import BenchSettings, run_bench
 
     chosen: dict[str, Any] = {} if only is None else {"only": _names(only)}
     try:
         settings = BenchSettings(
-            sizes=_names(sizes), repeats=repeats, seconds=seconds, threads=threads, device=device,
-            out=out, **chosen,
+            sizes=_names(sizes), demo=demo, repeats=repeats, seconds=seconds, threads=threads,
+            device=device, out=out, **chosen,
         )  # fmt: skip
         report = run_bench(settings, progress=not quiet)
     except (ValueError, OSError) as error:

@@ -6,8 +6,8 @@ large weights, followed back from the writes of each sublayer, for a circuit.
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -158,15 +158,17 @@ def pruning(size: Size, device: torch.device) -> list[Measurement]:
         for name, sparsity in SPARSE.items():
             learn = partial(_mask_learning, size, device, task, sparsity, what)
             candidates.append(Candidate(f"masks on {what}, {name}", learn, N_STEPS))
-    return [Measurement(kind="pruning", size=size.name, candidates=tuple(candidates))]
+    case = "a step, 32 pairs"
+    return [Measurement(kind="pruning", size=size.name, case=case, candidates=tuple(candidates))]
 
 
 # -- audits -----------------------------------------------------------------------------------
 
 
 @contextmanager
-def _evaluation(model: HookedTransformer, task: PairTask) -> Iterator[Run]:
-    yield lambda: evaluate(model, task, "test")
+def evaluation(model: HookedTransformer, task: PairTask, split: Split = "test") -> Iterator[Run]:
+    """Give one run of a model over all pairs of a split."""
+    yield lambda: evaluate(model, task, split)
 
 
 @contextmanager
@@ -201,52 +203,62 @@ def _built(
     audited: bool = False,
 ) -> Iterator[Run]:
     model = our_model(size, device, sparsity)
-    with (_audit if audited else _evaluation)(model, task) as run:
+    with (_audit if audited else evaluation)(model, task) as run:
         yield run
 
 
 # -- compiled circuits ------------------------------------------------------------------------
 
 
+MODEL, ALONE, COMPILED = "model", "model, circuit alone", "compiled circuit"
+"""The ways to the answers that are compared."""
+
+
 @contextmanager
 def _answers(
-    size: Size, device: torch.device, sparsity: SparsityConfig, task: PairTask, way: str
+    build: Callable[[torch.device], HookedSparseTransformer],
+    circuit_of: Callable[[HookedSparseTransformer], Circuit],
+    task: PairTask,
+    device: torch.device,
+    pairs: Sequence[int] | None,
+    way: str,
 ) -> Iterator[Run]:
     """Give the answer logits of a batch of prompts: of the model, of its circuit, compiled."""
-    model = our_model(size, torch.device("cpu"), sparsity)
-    circuit = made_up_circuit(model, task)
-    batch = task.batch("train").to(device)
-    compiled = None
-    if way == "compiled":
+    model = build(torch.device("cpu"))
+    circuit, batch = circuit_of(model), task.batch("train", pairs).to(device)
+    if way == COMPILED:
         # Few large weights of a random model feed more rivals than those of a trained one.
         compiled = circuit.compile(model, max_rivals=1.0).to(device)
-    model = our_model(size, device, sparsity)  # the same weights: the seed is the shape's
-
-    def run() -> None:
-        with torch.no_grad():
-            if compiled is not None:
-                compiled(batch.tokens, batch.last)
-            else:
-                task.logits(model, batch)
-
-    if way != "circuit":
-        yield run
+        yield torch.no_grad()(lambda: compiled(batch.tokens, batch.last))
         return
-    with only_circuit(model, circuit):
-        yield run
+    model = build(device)
+    alone = only_circuit(model, circuit) if way == ALONE else nullcontext()
+    with model.using_attention("auto"), alone:
+        yield torch.no_grad()(lambda: task.logits(model, batch))
+
+
+def answer_candidates(
+    build: Callable[[torch.device], HookedSparseTransformer],
+    circuit_of: Callable[[HookedSparseTransformer], Circuit],
+    task: PairTask,
+    device: torch.device,
+    pairs: Sequence[int] | None = None,
+) -> tuple[Candidate, ...]:
+    """Give three ways to the answers to all training prompts, or to those of some pairs.
+
+    `build` gives the same model whenever it is called. Of the models only the logits at the last
+    position are computed.
+    """
+    prepare = partial(_answers, build, circuit_of, task, device, pairs)
+    return tuple(Candidate(way, partial(prepare, way)) for way in (MODEL, ALONE, COMPILED))
 
 
 def compiled(size: Size, device: torch.device) -> list[Measurement]:
-    """Measure the answers to 1,024 prompts by the model, with the circuit alone, and compiled.
-
-    Of the models only the logits at the last position are computed.
-    """
+    """Measure the answers to 1,024 prompts by the model, with the circuit alone, and compiled."""
     task, found = letters_task(size), []
-    ways = {"model": "model", "model, circuit alone": "circuit", "compiled circuit": "compiled"}
     for name, sparsity in CIRCUIT_DENSITIES.items():
-        candidates = tuple(
-            Candidate(label, partial(_answers, size, device, sparsity, task, way))
-            for label, way in ways.items()
-        )
+        # The weights are the same on each device: the seed is the shape's.
+        build = partial(our_model, size, sparsity=sparsity)
+        candidates = answer_candidates(build, partial(made_up_circuit, task=task), task, device)
         found.append(Measurement(kind="compiled", size=size.name, case=name, candidates=candidates))
     return found

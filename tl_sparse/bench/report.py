@@ -17,7 +17,7 @@ TITLES = {
     "inference": "Forward pass without gradients",
     "projection": "Projection of one matrix onto its k largest entries",
     "abstopk": "AbsTopK, forward and backward",
-    "pruning": "Step of mask learning, 32 pairs",
+    "pruning": "Pruning",
     "audit": "Quick audit of a made-up circuit",
     "compiled": "Answers to a batch of prompts",
 }
@@ -77,6 +77,8 @@ class BenchReport:
         ]
         names = dict.fromkeys(result.measurement.size for result in self.results)
         lines += [f"- {name}: {SIZES[name]}" for name in names if name in SIZES]
+        if "demo" in names:
+            lines.append(f"- demo: the sparse model, task and circuit of {self.settings['demo']}")
         if self.interrupted:
             lines.append("- stopped by Ctrl-C: what was done until then")
         return lines

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from tl_sparse.bench.circuits import auditing, compiled, pruning
+from tl_sparse.bench.demo import Demo
 from tl_sparse.bench.kernels import abstopk, projection
 from tl_sparse.bench.machine import machine
 from tl_sparse.bench.memory import memory
@@ -70,13 +71,17 @@ def run_bench(
 
 
 def measurements_of(settings: BenchSettings, device: torch.device) -> list[Measurement]:
-    """List the measurements that settings ask for: kind by kind, from small to large."""
-    return [
-        one
-        for kind in settings.only
-        for size in settings.sizes
-        for one in KINDS[kind](SIZES[size], device)
-    ]
+    """List the measurements that settings ask for: kind by kind, by size, and then on the demo.
+
+    Raises:
+        ValueError: If model and circuit of the demo can't be read, or do not belong together.
+    """
+    on_demo = {} if settings.demo is None else Demo.open(settings.demo).kinds()
+    found = []
+    for kind in settings.only:
+        found += [one for size in settings.sizes for one in KINDS[kind](SIZES[size], device)]
+        found += on_demo[kind](device) if kind in on_demo else []
+    return found
 
 
 @contextmanager

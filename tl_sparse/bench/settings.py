@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tl_sparse.bench.demo import check_folder
 from tl_sparse.bench.sizes import DEFAULT_SIZES, SIZES
 from tl_sparse.rules import (
     POSITIVE_INTEGER,
@@ -30,6 +31,10 @@ KIND_NAMES = (
 """What can be measured."""
 
 
+DEMO_KINDS = ("pruning", "compiled")
+"""What is measured on a finished demo too."""
+
+
 @checks_itself
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
@@ -44,6 +49,10 @@ class BenchSettings:
 
     sizes: tuple[str, ...] = DEFAULT_SIZES
     """Names of `SIZES`."""
+
+    demo: Path | None = None
+    """The folder of a finished demo, on whose sparse model, task and circuit `DEMO_KINDS` are
+    measured too."""
 
     repeats: int = 20
     """Rounds of each measurement at most."""
@@ -74,6 +83,9 @@ class BenchSettings:
                 'device="cuda" needs a GPU that this torch can use, and torch.cuda.is_available() '
                 'is False. Use device="cpu", or install a CUDA build of torch.'
             )
+        if self.demo is not None:
+            object.__setattr__(self, "demo", Path(self.demo))
+            self._check_demo(Path(self.demo))
         object.__setattr__(self, "seconds", float(self.seconds))
         out = Path(self.out)
         object.__setattr__(self, "out", out)
@@ -83,6 +95,14 @@ class BenchSettings:
                 f"beside it. Try {str(out.with_name((out.stem or 'bench') + '.json'))!r}."
             )
 
+    def _check_demo(self, folder: Path) -> None:
+        if not set(DEMO_KINDS) & set(self.only):
+            raise ValueError(
+                f"On a demo {' and '.join(DEMO_KINDS)} are measured, and only asks for "
+                f"{', '.join(self.only)}. Add one of them, or leave demo out."
+            )
+        check_folder(folder)
+
     def resolved_device(self) -> torch.device:
         """Give the device that is measured."""
         auto = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,7 +110,8 @@ class BenchSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain JSON values."""
-        return asdict(self) | {"out": str(self.out)}
+        demo = None if self.demo is None else str(self.demo)
+        return asdict(self) | {"out": str(self.out), "demo": demo}
 
 
 def _check_names(field: str, given: Any, known: tuple[str, ...]) -> None:

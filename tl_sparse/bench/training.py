@@ -31,7 +31,7 @@ from tl_sparse.presets import FLOAT32_EPS
 from tl_sparse.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 
 # The run of `train`, not a second version of its step: `train` itself takes steps by the thousand.
-from tl_sparse.training import _Run, next_token_loss
+from tl_sparse.training import TrainingRun, next_token_loss
 
 ACTIVATION_DENSITY = 1 / 4
 
@@ -127,7 +127,7 @@ def our_step(
         regrow_every=regrow_every,
     )
     with ExitStack() as stack:
-        run = _Run(model, stack.enter_context(random_corpus(size)), config, None, False)
+        run = TrainingRun(model, stack.enter_context(random_corpus(size)), config, None, False)
         with redirect_stdout(io.StringIO()):  # the host prints that it moves a model
             stack.enter_context(run.accelerated())
         stack.enter_context(model.using_attention("auto"))

@@ -13,8 +13,8 @@ a kept node to all channels that were cut, and both are known in advance:
 Attention sinks add a third: the values of a head that the circuit does not touch are mixed by a
 pattern whose rows sum to less than 1, by how much depends on the position: a table again.
 
-In the order of a call: `build` works out what varies and makes the tables, `parts` are the modules
-that it fills, `compiled` is the whole, and `equations` prints it.
+In the order of a call: `build` works out what varies and makes the tables, `parts` and `attention`
+are the modules that it fills, `compiled` is the whole, and `equations` prints it.
 """
 
 from tl_sparse.compiling.compiled import CompiledCircuit, compile_circuit

@@ -16,18 +16,8 @@ from torch import Tensor
 
 from tl_sparse.ablation import select_circuit
 from tl_sparse.circuit import Circuit, Site
-from tl_sparse.compiling.parts import (
-    Affine,
-    Attention,
-    Constant,
-    Head,
-    Mlp,
-    Part,
-    Read,
-    Readout,
-    Rivals,
-    Write,
-)
+from tl_sparse.compiling.attention import Attention, Head
+from tl_sparse.compiling.parts import Affine, Constant, Mlp, Part, Read, Readout, Rivals, Write
 from tl_sparse.model import SUPPORTED_ACTIVATIONS, HookedSparseTransformer
 from tl_sparse.sites import Joint, joint_matrix, site_map
 

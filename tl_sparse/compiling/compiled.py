@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -14,12 +15,16 @@ from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import Circuit
 from tl_sparse.circuit_checks import check_circuit
+from tl_sparse.compiling.attention import Attention
 from tl_sparse.compiling.build import Builder
-from tl_sparse.compiling.parts import PARTS, Affine, Part, Readout, Rivals, Write, build_part
+from tl_sparse.compiling.parts import Affine, Part, Readout, Rivals, Write, build_part
 from tl_sparse.files import write_bytes
 from tl_sparse.model import HookedSparseTransformer
 
 FORMAT = "tl_sparse.compiled/1"
+
+CHUNK = 2**14
+"""Rows of the tables that are worked out at a time."""
 
 TABLES = ("embed", "thresholds", "rest_squares", "rest_sums", "rest", "bigram")
 """Names of the tensors that have an entry for each token or position."""
@@ -31,6 +36,9 @@ class CompiledCircuit(Part):
     It holds the weights between kept nodes, with all references folded into biases, and tables of
     what every token has in the channels that the circuit does not touch; `print` writes it out as
     equations. Made by `Circuit.compile`.
+
+    A call computes only what its answers hang on: what comes before the first attention is looked
+    up, and from the last attention on there is only the last position of each prompt.
     """
 
     task: str
@@ -50,6 +58,15 @@ class CompiledCircuit(Part):
     """The sublayers `sublayer0`, `sublayer1`, ... in order."""
     readout: Readout
 
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.start: Tensor
+        self.first_q: Tensor
+        self.first_k: Tensor
+        self.first_v: Tensor
+        self.tabulate()
+        self.register_load_state_dict_post_hook(_tabulate)
+
     def forward(
         self, tokens: Int[Tensor, "batch pos"], last: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch answer"]:
@@ -59,16 +76,66 @@ class CompiledCircuit(Part):
             ValueError: If there are more than `n_ctx` tokens, or one outside of the vocabulary.
         """
         self._check(tokens)
-        n = tokens.shape[1]
-        position = torch.arange(n, device=tokens.device).expand_as(tokens)
-        row = tokens * self.n_ctx + position if self.positions else tokens
-        place = position if self.causal else torch.full_like(position, n - 1)
+        batch = torch.arange(len(tokens), device=tokens.device)
+        last = torch.full_like(batch, tokens.shape[1] - 1) if last is None else last
+        row, place = self._rows_and_places(tokens)
+        stream, attentions = F.embedding(row, self.start), self.attentions()
+        for i, attention in attentions.items():
+            first, final = i == min(attentions), i == max(attentions)
+            if first:
+                k, v = F.embedding(row, self.first_k), F.embedding(row, self.first_v)
+            else:
+                k, v = attention.keys_and_values(stream, row)
+            if final:  # from here on no position but the last is looked at
+                stream, row, place = (x[batch, last][:, None] for x in (stream, row, place))
+            q = F.embedding(row, self.first_q) if first else attention.queries(stream, row)
+            stream = attention.write(attention.sources(q, k, v, place), stream, place)
+            stream = self._until_attention(i + 1, stream, row, place)
+        if not attentions:
+            stream, row = (x[batch, last][:, None] for x in (stream, row))
+        return self.readout(stream[:, 0], row[:, 0], tokens[batch, last])
+
+    @torch.no_grad()
+    def tabulate(self) -> None:
+        """Make the tables of what hangs on a row alone: all that comes before anything is attended.
+
+        They hold the stream at the first attention, and its queries, keys and values. They are made
+        with the module; if a number in it is changed, they have to be made anew.
+        """
+        tables: dict[str, list[Tensor]] = {}
+        for rows in torch.arange(len(self.embed), device=self.embed.device).split(CHUNK):
+            row = rows[None]
+            stream = self._until_attention(0, self.embed[row], row, row)
+            tables.setdefault("start", []).append(stream[0])
+            for attention in list(self.attentions().values())[:1]:
+                q, (k, v) = attention.queries(stream, row), attention.keys_and_values(stream, row)
+                for name, values in (("first_q", q), ("first_k", k), ("first_v", v)):
+                    tables.setdefault(name, []).append(values[0])
+        for name, chunks in tables.items():
+            self.register_buffer(name, torch.cat(chunks), persistent=False)
+
+    def everywhere(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos stream"]:
+        """Give the stream after all sublayers at every position, computed part by part."""
+        row, place = self._rows_and_places(tokens)
         stream = self.embed[row]
         for sublayer in self.sublayers():
             stream = sublayer(stream, row, place)
-        batch = torch.arange(len(tokens), device=tokens.device)
-        last = torch.full_like(batch, n - 1) if last is None else last
-        return self.readout(stream[batch, last], row[batch, last], tokens[batch, last])
+        return stream
+
+    def _until_attention(self, i: int, stream: Tensor, row: Tensor, place: Tensor) -> Tensor:
+        """Run the sublayers from the i-th on, up to the next attention."""
+        for sublayer in self.sublayers()[i:]:
+            if isinstance(sublayer, Attention):
+                break
+            stream = sublayer(stream, row, place)
+        return stream
+
+    def _rows_and_places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Give each token's row of the tables, and the last position that it attends to."""
+        n = tokens.shape[1]
+        position = torch.arange(n, device=tokens.device).expand_as(tokens)
+        row = tokens * self.n_ctx + position if self.positions else tokens
+        return row, position if self.causal else torch.full_like(position, n - 1)
 
     def _check(self, tokens: Tensor) -> None:
         if tokens.shape[1] > self.n_ctx:
@@ -78,13 +145,17 @@ class CompiledCircuit(Part):
         n_tokens = len(self.embed) // (self.n_ctx if self.positions else 1)
         if not tokens.numel():
             return
-        least, most = int(tokens.min()), int(tokens.max())
+        least, most = torch.stack(torch.aminmax(tokens)).tolist()
         if least < 0 or most >= n_tokens:
             raise ValueError(f"Tokens are from 0 to {n_tokens - 1}, got {least} to {most}.")
 
     def sublayers(self) -> list[Part]:
         """Give attention and MLP of each layer in order."""
         return [getattr(self, f"sublayer{i}") for i in range(self.n_sublayers)]
+
+    def attentions(self) -> dict[int, Attention]:
+        """Give the attention sublayers in which the circuit has a part, by number."""
+        return {i: s for i, s in enumerate(self.sublayers()) if isinstance(s, Attention)}
 
     @torch.no_grad()
     def margin(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, " batch"]:
@@ -93,7 +164,7 @@ class CompiledCircuit(Part):
         Below the rounding error of an activation, some 1e-6 in float32, the compiled circuit and
         the model may choose differently. Infinite where no AbsTopK stands.
         """
-        found = [torch.full((len(tokens),), float("inf"), dtype=self.embed.dtype)]
+        found = [torch.full_like(tokens[:, 0], float("inf"), dtype=self.embed.dtype)]
 
         def watch(module: Any, args: Any, output: Any) -> None:
             found.append(module.margin(*args).amin(-1).expand(len(tokens)))
@@ -101,7 +172,8 @@ class CompiledCircuit(Part):
         rivals = [m for m in self.modules() if isinstance(m, Rivals) and m.thresholds.shape[1]]
         handles = [m.register_forward_hook(watch) for m in rivals]
         try:
-            self(tokens)
+            self._check(tokens)
+            self.everywhere(tokens)
         finally:
             for handle in handles:
                 handle.remove()
@@ -174,7 +246,8 @@ class CompiledCircuit(Part):
         return part
 
 
-PARTS["CompiledCircuit"] = CompiledCircuit
+def _tabulate(module: Any, incompatible_keys: Any) -> None:
+    module.tabulate()
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ Notation: `t` is the token at a position and `p` the position; `x[c]` residual c
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tl_sparse.compiling.parts import Affine, Attention, Constant, Head, Mlp, Read, Rivals, Write
+from tl_sparse.compiling.attention import Attention, Head
+from tl_sparse.compiling.parts import Affine, Constant, Mlp, Read, Rivals, Write
 
 Terms = list[tuple[float, str]]
 

@@ -60,34 +60,40 @@ class Rivals(Part):
     def forward(
         self,
         values: Float[Tensor, "batch pos computed"],
+        kept: list[int],
         row: Int[Tensor, "batch pos"],
         scale: Any = 1.0,
-    ) -> Float[Tensor, "batch pos computed"]:
-        """Give 1 for the computed channels that are among the largest and 0 for the others.
+    ) -> Float[Tensor, "batch pos kept"]:
+        """Give the kept channels, each 0 where it is not among the largest.
 
         `scale` divides the thresholds: the norm's, where the tables are of what it divides.
         """
-        return (values.abs() > self._threshold(values, row) / scale).to(values)
+        found, size = [values[..., :0]], values.abs()
+        for place in kept:
+            mine = size[..., place, None]
+            # Of two that are equal the first is the larger, as in AbsTopK.
+            n_larger = _count(size[..., :place] >= mine) + _count(size[..., place + 1 :] > mine)
+            threshold = self.thresholds[self._rows(row), n_larger][..., None] / scale
+            found.append(values[..., place, None] * (mine > threshold))
+        return torch.cat(found, -1)
 
     def margin(
         self,
         values: Float[Tensor, "batch pos computed"],
+        kept: list[int],
         row: Int[Tensor, "batch pos"],
         scale: Any = 1.0,
     ) -> Float[Tensor, "batch pos"]:
         """Give how near the nearest decision was: how far the last that stays is from the next."""
-        size, threshold = values.abs(), self._threshold(values, row) / scale
+        size = values.abs().sort(-1, descending=True).values  # as many are larger as come before
+        threshold = self.thresholds[self._rows(row)] / scale
         stays = size > threshold
         last_in = size.masked_fill(~stays, float("inf")).amin(-1)
         first_out = size.masked_fill(stays, float("-inf")).amax(-1)
         return torch.minimum((size - threshold).abs().amin(-1), last_in - first_out)
 
-    def _threshold(self, values: Tensor, row: Tensor) -> Tensor:
-        size = values.abs()
-        mine, other = size[..., :, None], size[..., None, :]
-        first = torch.ones(size.shape[-1], size.shape[-1], device=size.device).tril(-1) > 0
-        n_larger = ((other > mine) | ((other == mine) & first)).sum(-1)
-        return self.thresholds[row.clamp(max=len(self.thresholds) - 1)].gather(-1, n_larger)
+    def _rows(self, row: Tensor) -> Tensor | int:
+        return row if len(self.thresholds) > 1 else 0
 
 
 class Read(Part):
@@ -116,9 +122,9 @@ class Read(Part):
         """Give what the circuit reads."""
         mean, scale = self.statistics(stream, row)
         normed = self.normalized(stream, mean, scale)
-        if self.rivals is not None:  # the scale is one positive number for all channels
-            normed = normed * self.rivals(normed, row, scale)
-        return normed[..., self.channels]
+        if self.rivals is None:
+            return normed[..., self.channels]
+        return self.rivals(normed, self.channels, row, scale)  # the scale is one for all channels
 
     def normalized(
         self, stream: Float[Tensor, "*batch_pos stream"], mean: Any, scale: Any
@@ -158,66 +164,18 @@ class Affine(Part):
     """The places, among the computed, of those that are in the circuit; the others are rivals."""
 
     def forward(
-        self, sources: Float[Tensor, "batch pos source"]
+        self, sources: Float[Tensor, "batch pos source"], row: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos kept"]:
         """Give the channels that are in the circuit."""
         values = self.before(sources)
-        if self.rivals is not None:
-            values = values * self.rivals(values, _row_zero(values))
-        return values[..., self.kept]
+        return values if self.rivals is None else self.rivals(values, self.kept, row)
 
     def before(
         self, sources: Float[Tensor, "batch pos source"]
     ) -> Float[Tensor, "batch pos computed"]:
         """Give all computed channels before AbsTopK."""
-        values = sources @ self.weight + self.bias
+        values = F.linear(sources, self.weight.T, self.bias)
         return SUPPORTED_ACTIVATIONS[self.activation](values) if self.activation else values
-
-
-class Head(Part):
-    """One attention head: its pattern, its kept values mixed by it, and the sum of its rows."""
-
-    head: int
-    queries: list[int]
-    """For each q.k product that is not constant, the place of its query among the kept ones; -1
-    where the query is at its reference value."""
-    keys: list[int]
-    query_values: Tensor
-    """[product]: the reference values; used where there is no place."""
-    key_values: Tensor
-    constant: Tensor
-    """The sum of the products that are constant."""
-    scale: float
-    sink: Tensor | None
-    causal: bool
-    values: list[int]
-    """The places of the head's kept v channels among all kept v channels."""
-
-    def forward(
-        self,
-        q: Float[Tensor, "batch pos kept_q"],
-        k: Float[Tensor, "batch pos kept_k"],
-        v: Float[Tensor, "batch pos kept_v"],
-    ) -> tuple[Float[Tensor, "batch pos value"], Float[Tensor, "batch pos"]]:
-        """Give the mixed values and the sum of each row of the pattern."""
-        pattern = self.pattern(q, k)
-        return pattern @ v[..., self.values], pattern.sum(-1)
-
-    def pattern(
-        self, q: Float[Tensor, "batch pos kept_q"], k: Float[Tensor, "batch pos kept_k"]
-    ) -> Float[Tensor, "batch query_pos key_pos"]:
-        """Give the pattern; with a sink its rows sum to less than 1."""
-        left = _mixed(q, self.queries, self.query_values)
-        right = _mixed(k, self.keys, self.key_values)
-        scores = (left @ right.transpose(1, 2) + self.constant) / self.scale
-        n = scores.shape[-1]
-        if self.causal:
-            later = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(later, float("-inf"))
-        if self.sink is None:
-            return scores.softmax(-1)
-        sink = self.sink.expand(*scores.shape[:-1], 1)
-        return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
 
 
 class Write(Part):
@@ -246,51 +204,17 @@ class Write(Part):
         """Give the stream with this sublayer added."""
         values = self.before(sources, place)
         if self.rivals is not None:
-            values = values * self.rivals(values, place)
+            values = self.rivals(values, self.kept, place)
         index = torch.tensor(self.into, dtype=torch.long, device=stream.device)
-        return (stream + self.added).index_add(-1, index, values[..., self.kept])
+        return (stream + self.added).index_add(-1, index, values)
 
     def before(
         self, sources: Float[Tensor, "batch pos source"], place: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos computed"]:
         """Give all computed channels before AbsTopK."""
-        return sources @ self.weight + self.bias[place.clamp(max=len(self.bias) - 1)]
-
-
-class Attention(Part):
-    """An attention sublayer of the circuit."""
-
-    read: Read
-    q: Affine
-    k: Affine
-    v: Affine
-    write: Write
-    n_heads: int
-    """Heads that the circuit touches, `head0`, `head1`, ...: those with a kept q, k or v."""
-    row_sums: bool
-    """Whether the sums of the pattern's rows are written from too: with sinks they are not 1."""
-
-    def forward(
-        self,
-        stream: Float[Tensor, "batch pos stream"],
-        row: Int[Tensor, "batch pos"],
-        place: Int[Tensor, "batch pos"],
-    ) -> Float[Tensor, "batch pos stream"]:
-        """Give the stream with this sublayer added."""
-        return self.write(self.sources(self.read(stream, row)), stream, place)
-
-    def sources(self, read: Float[Tensor, "batch pos read"]) -> Float[Tensor, "batch pos source"]:
-        """Give what is written from: each head's mixed values, then the sum of its row."""
-        q, k, v = self.q(read), self.k(read), self.v(read)
-        parts = []
-        for head in self.heads():
-            mixed, row_sum = head(q, k, v)
-            parts += [mixed, row_sum[..., None]] if self.row_sums else [mixed]
-        return torch.cat(parts, -1) if parts else read[..., :0]
-
-    def heads(self) -> list[Head]:
-        """Give the heads in order."""
-        return [getattr(self, f"head{i}") for i in range(self.n_heads)]
+        if len(self.bias) == 1:
+            return F.linear(sources, self.weight.T, self.bias[0])
+        return sources @ self.weight + F.embedding(place, self.bias)
 
 
 class Mlp(Part):
@@ -307,7 +231,7 @@ class Mlp(Part):
         place: Int[Tensor, "batch pos"],
     ) -> Float[Tensor, "batch pos stream"]:
         """Give the stream with this sublayer added."""
-        return self.write(self.neurons(self.read(stream, row)), stream, place)
+        return self.write(self.neurons(self.read(stream, row), row), stream, place)
 
 
 class Constant(Part):
@@ -358,19 +282,14 @@ class Readout(Part):
         return logits if self.bigram is None else logits + self.bigram[token]
 
 
-PARTS: dict[str, type[Part]] = {
-    part.__name__: part
-    for part in (Rivals, Read, Affine, Head, Write, Attention, Mlp, Constant, Readout)
-}
-
-
 def build_part(spec: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
     """Make a part from `Part.spec` and the tensors of its `state_dict`.
 
     Raises:
         ValueError: If there is no part of that name.
     """
-    if spec.get("part") not in PARTS:
+    kinds = {kind.__name__: kind for kind in Part.__subclasses__()}
+    if spec.get("part") not in kinds:
         raise ValueError(f"A compiled circuit has no part {spec.get('part')!r}.")
     inner: dict[str, dict[str, Tensor]] = {name: {} for name in spec["parts"]}
     own = {}
@@ -381,15 +300,9 @@ def build_part(spec: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
         else:
             own[name] = tensor
     parts = {name: build_part(spec["parts"][name], inner[name]) for name in spec["parts"]}
-    return PARTS[spec["part"]](**own, **parts, **spec["plain"])
+    return kinds[spec["part"]](**own, **parts, **spec["plain"])
 
 
-def _mixed(values: Tensor, places: list[int], constants: Tensor) -> Tensor:
-    """Give the values at some places, and constants where the place is -1."""
-    index = torch.tensor(places, dtype=torch.long, device=values.device)
-    padded = F.pad(values, (0, 1))[..., index]  # -1 is the padding
-    return torch.where(index >= 0, padded, constants)
-
-
-def _row_zero(values: Tensor) -> Tensor:
-    return torch.zeros(values.shape[:-1], dtype=torch.long, device=values.device)
+def _count(marks: Tensor) -> Tensor:
+    """Count the true entries of each row; as bytes, which takes a third of the time on a CPU."""
+    return marks.view(torch.uint8).sum(-1, dtype=torch.int32)

@@ -1,127 +1,38 @@
-"""`train`: the sparse training loop, read top to bottom.
-
-One step of Gao et al. 2025 (arXiv 2511.13653, sections 2.1 and A.2), with theta the parameters:
-
-1. gradients of the mean next-token loss, brought to root mean square 1 over all entries,
-2. a dense Adam step: gradients and moments are never masked, so zeroed weights can come back,
-3. theta <- top-k of |theta| per matrix at this step's density (`schedules.density_at`),
-4. theta <- theta - weight_decay x learning rate x theta on the matrices.
-
-With `regrow_every` = N > 1, ours, steps after the annealing are like that only every N-th time. In
-the steps between no weight comes back: 1. is made for live weights alone, 3. keeps the masks.
-
-Order of the data, and hence the whole run on a CPU, is a function of (seed, step): a run that was
-stopped and resumed gives bit for bit the weights of one that was not.
-"""
+"""One run of `train`: its steps, its log, and the devices that it runs on."""
 
 import importlib.util
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from jaxtyping import Float, Int
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
-from transformer_lens import HookedTransformer
 
-from tl_sparse.checkpoints import (
-    config_to_dict,
-    read_json,
-    read_tensors,
-    versions,
-    write_tensors,
-)
 from tl_sparse.config import TrainingConfig
 from tl_sparse.data import Corpus
-from tl_sparse.files import recover_folder, whole_folder, write_text
-from tl_sparse.history import History, Sums, read_log
+from tl_sparse.history import Sums
 from tl_sparse.masks import zero_outside_
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.schedules import density_at, embedding_density_at, learning_rate_at, n_steps
 from tl_sparse.summary import count_nonzero, n_dead_neurons
-from tl_sparse.threads import keep_freed_memory
+from tl_sparse.training.losses import mean_loss, next_token_loss
+from tl_sparse.training.saving import SavedRun
 
 
 class DivergedError(RuntimeError):
     """The training loss became NaN or infinite; the last good checkpoint is kept."""
 
 
-@torch.no_grad()
-def mean_loss(
-    model: HookedTransformer, windows: Int[Tensor, "window pos"], *, batch_size: int = 32
-) -> float:
-    """Give the mean next-token loss, in nats per token, over windows of tokens."""
-    total, count = 0.0, 0
-    device = next(model.parameters()).device
-    for batch in windows.split(batch_size):
-        batch = batch.to(device)
-        loss = next_token_loss(model(batch), batch, reduction="sum")
-        total, count = total + loss.item(), count + batch[:, 1:].numel()
-    return total / count
-
-
-def next_token_loss(
-    logits: Float[Tensor, "batch pos d_vocab"],
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    reduction: str = "mean",
-) -> Float[Tensor, ""]:
-    """Cross entropy, in nats, of each token given those before it, in float32 at least."""
-    logits = logits.flatten(0, 1)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    targets = F.pad(tokens[:, 1:], (0, 1), value=-100)  # the last logits predict nothing
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction=reduction)
-
-
-def train(
-    model: HookedSparseTransformer,
-    corpus: Corpus,
-    config: TrainingConfig | None = None,
-    *,
-    folder: str | Path | None = None,
-    progress: bool = True,
-) -> History:
-    """Train a model in place on a corpus and give the log.
-
-    With a `folder`, the run writes `log.jsonl` and a checkpoint there, at intervals and on Ctrl-C;
-    a second call with the same folder, config, corpus and a freshly built model goes on where the
-    first was stopped, or returns at once if it had ended. `folder/checkpoint/model` is a model
-    folder like any other. When the densities are annealed, weights masked in `model` start from
-    fresh draws (`model.reopen_`); fine-tune a sparse model with `anneal="none"`.
-
-    Raises:
-        ValueError: If corpus and model do not fit, or the folder holds a run with other settings.
-        DivergedError: If the loss becomes NaN or infinite.
-        KeyboardInterrupt: On Ctrl-C, after the step in hand and the checkpoint.
-    """
-    keep_freed_memory()
-    run = _Run(model, corpus, config or TrainingConfig(), folder, progress)
-    with run.accelerated(), model.using_attention("auto"), _finish_step_on_interrupt() as stop:
-        while run.step < run.total:
-            run.take_step()
-            stopping = stop.requested and folder is not None
-            if run.step % run.config.eval_every == 0 or run.step == run.total:
-                run.evaluate()
-            if run.step % run.config.checkpoint_every == 0 or run.step == run.total or stopping:
-                run.checkpoint()
-            if stop.requested:
-                raise KeyboardInterrupt
-    return History(tuple(run.records))
-
-
-class _Run:
-    """The state of one call of `train`."""
+class TrainingRun(SavedRun):
+    """The state of one call of `train`; `take_step` inside `accelerated` is one step of it."""
 
     def __init__(
         self,
@@ -149,8 +60,7 @@ class _Run:
         )
         self.seconds, self.sums, self.progress = 0.0, Sums(), progress
         self.all_to_live = 1.0
-        """Norm of the last gradient for all weights, over that of its part for live ones."""
-        if not self._resume() and config.anneal != "none":
+        if not self.resume() and config.anneal != "none":
             model.reopen_(config.seed)
         if corpus.hash not in model.trained_on:
             model.trained_on = (*model.trained_on, corpus.hash)
@@ -202,12 +112,16 @@ class _Run:
         # Each process takes its rows of the same global batch, so one process gives the same sum.
         mine = batch[accelerator.process_index :: accelerator.num_processes]
         total = 0.0
-        for micro in mine.chunk(config.gradient_accumulation):
-            loss = next_token_loss(self.wrapped(micro), micro)
-            accelerator.backward(loss * (len(micro) / len(mine)))
+        *first, last = mine.chunk(config.gradient_accumulation)
+        for micro in (*first, last):
+            # Gradients are averaged over the processes once, with those of the last micro-batch.
+            with nullcontext() if micro is last else accelerator.no_sync(self.wrapped):
+                loss = next_token_loss(self.wrapped(micro), micro)
+                accelerator.backward(loss * (len(micro) / len(mine)))
             total += loss.item() * len(micro) / len(mine)
         if accelerator.num_processes > 1:
-            mean = accelerator.reduce(torch.tensor(total, device=accelerator.device), "mean")
+            here = torch.tensor(total, dtype=torch.float64, device=accelerator.device)
+            mean = accelerator.reduce(here, "mean")
             total = float(mean)  # pyright: ignore[reportArgumentType]
         return total
 
@@ -271,6 +185,13 @@ class _Run:
             bias_density=embedding_density_at(sparsity.bias_density, *args),
         )
 
+    def in_any_process(self, flag: bool) -> bool:
+        """Tell whether something is so in any process, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        count = self.accelerator.reduce(torch.tensor(int(flag), device=self.accelerator.device))
+        return bool(count)
+
     # -- logs and checkpoints -----------------------------------------------------------------
 
     def evaluate(self) -> None:
@@ -300,79 +221,22 @@ class _Run:
 
     def checkpoint(self) -> None:
         """Write model, moments and position in the run, whole or not at all."""
-        if self.folder is None or not self.accelerator.is_main_process:
-            return
-        state, scaler = self.optimizer.state, self.accelerator.scaler
-        moments = {
-            f"{name}/{key}": state[parameter][key]
-            for name, parameter in self.parameters.items()
-            for key in ("exp_avg", "exp_avg_sq", "step")
-            if key in state[parameter]
-        }
-        position = self._identity() | {
-            "step": self.step,
-            "seconds": self.seconds,
-            "sums": self.sums.__dict__,
-            "all_to_live": self.all_to_live,
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "versions": versions(),
-        }
-        with whole_folder(self.folder / "checkpoint") as place:
-            self.model.save(place / "model")
-            write_tensors(place / "moments.safetensors", moments)
-            (place / "state.json").write_text(json.dumps(position, indent=1), encoding="utf-8")
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be equal for a run to go on."""
-        return {
-            "config": json.loads(json.dumps(self.config.to_dict())),
-            "sparsity": self.model.sparsity.to_dict(),
-            "shape": config_to_dict(self.model.cfg),
-            "corpus": self.corpus.hash,
-            "total": self.total,
-        }
-
-    def _resume(self) -> bool:
-        """Take up the run that the folder holds, if there is one."""
         if self.folder is None:
-            return False
-        place = self.folder / "checkpoint"
-        recover_folder(place)
-        if not place.is_dir():
-            (self.folder / "log.jsonl").unlink(missing_ok=True)
-            return False
-        state = read_json(place / "state.json")
-        for key, mine in self._identity().items():
-            if state.get(key) != mine:
-                raise ValueError(
-                    f"{self.folder} holds a run with another {key}: {state.get(key)} there, {mine} "
-                    "now. Give another folder, or remove it to start anew."
-                )
-        saved = HookedSparseTransformer.load(place / "model")
-        moments = read_tensors(place / "moments.safetensors")
-        with torch.no_grad():
-            theirs = dict(saved.named_parameters())
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(theirs[name])
-        for name, mask in saved.weight_masks.items():
-            self.model.weight_masks.set_(name, mask)
-        for name, parameter in self.parameters.items():
-            keys = [key for key in ("exp_avg", "exp_avg_sq", "step") if f"{name}/{key}" in moments]
-            self.optimizer.state[parameter] = {
-                key: moments[f"{name}/{key}"].to(parameter.device) for key in keys
-            }
-        try:
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.sums, self._scaler_state = Sums(**state["sums"]), state["scaler"]
-            self.all_to_live = state["all_to_live"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{place / 'state.json'} is damaged: {error!r}.") from None
-        log = self.folder / "log.jsonl"
-        self.records = [record for record in read_log(log) if record["step"] <= self.step]
-        write_text(log, "".join(json.dumps(record) + "\n" for record in self.records))
-        return True
+            return
+        if self.accelerator.is_main_process:
+            self.write_checkpoint(self.folder / "checkpoint")
+        self.accelerator.wait_for_everyone()
 
-    _scaler_state: dict[str, Any] | None = None
+    def _check_same_step(self) -> None:
+        """Check that all processes took up the same run, or began anew."""
+        here = torch.tensor([self.step], device=self.accelerator.device)
+        gathered: Any = self.accelerator.gather(here)
+        steps = gathered.tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"The processes would go on from different steps, {steps}: each must see the "
+                f"same folder, here {self.folder}. Use one that all machines share."
+            )
 
     @contextmanager
     def accelerated(self) -> Iterator[None]:
@@ -386,6 +250,7 @@ class _Run:
             cpu=cpu,
             log_with=list(config.trackers) or None,
             project_dir=self.folder,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         if config.batch_size % self.accelerator.num_processes:
             raise ValueError(
@@ -393,9 +258,12 @@ class _Run:
                 f"number of processes, got {config.batch_size} and "
                 f"{self.accelerator.num_processes}."
             )
+        self._check_same_step()
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        if self.accelerator.scaler is not None and self._scaler_state is not None:
-            self.accelerator.scaler.load_state_dict(self._scaler_state)
+        if self.accelerator.num_processes > 1:
+            self.wrapped.broadcast_buffers = False  # the masks: every process chooses the same
+        if self.accelerator.scaler is not None and self.scaler_state is not None:
+            self.accelerator.scaler.load_state_dict(self.scaler_state)
         if config.trackers:
             self.accelerator.init_trackers("tl_sparse", config=_flat(config.to_dict()))
         self.bar = tqdm(
@@ -411,35 +279,11 @@ class _Run:
         finally:
             self.bar.close()
             self.model.products.live_gradient = False
-            self.accelerator.end_training()
-            for name in ("forward", "_original_forward"):  # what accelerate put on for autocast
+            for tracker in self.accelerator.trackers:  # end_training would end the group too
+                tracker.finish()
+            # What accelerate put on: with its mark left, a second run would have no autocast.
+            for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
                 vars(self.model).pop(name, None)
-
-
-@dataclass
-class _Stop:
-    requested: bool = False
-
-
-@contextmanager
-def _finish_step_on_interrupt() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C into a request to stop after the step in hand; a second one is real."""
-    stop = _Stop()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not in the main thread: Ctrl-C does not come here
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _check_fit(model: HookedSparseTransformer, corpus: Corpus, n_ctx: int) -> None:
