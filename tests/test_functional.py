@@ -97,6 +97,36 @@ def test_guarded_mask_against_brute_force(seed, min_alive, dim):
     assert set(mask.flatten().nonzero().flatten().tolist()) == kept
 
 
+@pytest.mark.parametrize("dead", [0.0, 0.5])
+@pytest.mark.parametrize("density", [1 / 64, 1 / 4])
+def test_a_guard_of_a_large_matrix_is_that_of_the_other_devices_path(dead, density, monkeypatch):
+    """Neurons that are almost dead, of which the threshold alone would leave nothing."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(500, 700, generator=generator).T  # not contiguous either
+    weight = weight * torch.where(torch.rand(500, generator=generator) < dead, 1e-3, 1.0)
+    n_nonzero = int(density * weight.numel())
+    fast = topk_mask(weight, n_nonzero, min_alive=4, alive_dim=0)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(fast, topk_mask(weight, n_nonzero, min_alive=4, alive_dim=0))
+    assert int(fast.sum(0).min()) >= 4
+    assert int(fast.sum()) == n_nonzero
+
+
+@pytest.mark.parametrize("width", [512, 600, 1024, 4096])
+@pytest.mark.parametrize("n_kept", [1, 100, 256, 511])
+@pytest.mark.parametrize("kind", ["random", "ties", "unlike blocks"])
+def test_wide_rows_keep_what_a_stable_sort_keeps(width, n_kept, kind):
+    """Rows that are sorted block by block, also where the blocks are unlike each other."""
+    x = torch.randn(9, width, generator=torch.Generator().manual_seed(width), dtype=torch.float32)
+    if kind == "ties":
+        x = (2 * x).round() / 2
+    elif kind == "unlike blocks":
+        x[:, : width // 2] *= 100
+    order = x.abs().argsort(-1, descending=True, stable=True)[:, :n_kept]
+    expected = torch.zeros_like(x).scatter(-1, order, x.gather(-1, order))
+    assert torch.equal(abs_topk(x, n_kept), expected)
+
+
 def test_a_guard_that_needs_more_than_the_budget_is_refused():
     with pytest.raises(ValueError, match="protects 6 of 9 entries, more than the 5"):
         topk_mask(torch.randn(3, 3), 5, min_alive=2)

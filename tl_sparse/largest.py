@@ -75,7 +75,7 @@ def mark_guarded(weight: Floats, k: int, min_alive: int, axis: int) -> Marks:
     the threshold that the rest then has. The others are served by the threshold alone, so only
     those that may turn out poor are sorted.
     """
-    magnitude = np.abs(weight)
+    magnitude = np.abs(np.ascontiguousarray(weight))
     if np.isnan(magnitude.max()):
         magnitude = np.nan_to_num(magnitude, nan=np.inf, posinf=np.inf)
     flat = magnitude.reshape(1, -1)
@@ -84,16 +84,19 @@ def mark_guarded(weight: Floats, k: int, min_alive: int, axis: int) -> Marks:
     poor = _n_above(magnitude, 1.1 * guess, axis) < min_alive
     if k == weight.size:
         return np.ones(weight.shape, dtype=bool)
+    lines = np.moveaxis(magnitude, axis, -1)
     while True:
-        chosen = np.moveaxis(magnitude, axis, -1)[poor]
-        guard = np.zeros(chosen.shape, dtype=bool)
-        if chosen.size:
-            guard = mark_largest(chosen, min_alive) if min_alive < chosen.shape[-1] else ~guard
-        raised = magnitude.copy()
-        np.moveaxis(raised, axis, -1)[poor] = np.where(guard, np.inf, chosen)
-        mask = mark_largest(raised.reshape(1, -1), k).reshape(weight.shape)
-        left_out = float((magnitude * ~mask).max())
-        missed = ~poor & (_n_above(magnitude, left_out, axis) < min_alive)
+        chosen = lines[poor]
+        guard = np.ones(chosen.shape, dtype=bool)
+        if chosen.size and min_alive < chosen.shape[-1]:
+            guard = mark_largest(chosen, min_alive)
+        lines[poor] = np.where(guard, np.inf, chosen)
+        threshold = float(kth_largest(flat.copy(), k, alone=True)[0])
+        mask = magnitude >= threshold
+        if np.count_nonzero(mask) != k:
+            mask = mark_largest(flat, k).reshape(weight.shape)
+        lines[poor] = chosen
+        missed = ~poor & (_n_above(magnitude, threshold, axis) < min_alive)
         if not missed.any():
             return mask
         poor |= missed

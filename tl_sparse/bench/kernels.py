@@ -14,6 +14,7 @@ from torch import Tensor
 from tl_sparse.bench.sizes import Size
 from tl_sparse.bench.timing import Candidate, Measurement, Run
 from tl_sparse.functional import abs_topk, kept_count, topk_mask
+from tl_sparse.masks import zero_outside_
 
 DENSITIES = {"1/64": 1 / 64, "1/32": 1 / 32, "1/4": 1 / 4}
 """Weight densities that projection is measured at."""
@@ -37,7 +38,9 @@ def projected_by_scatter(weight: Tensor, k: int) -> Tensor:
 
 def projected(weight: Tensor, k: int, *, min_alive: int = 0) -> Tensor:
     """Keep the k largest by `topk_mask`, the guard along the first axis."""
-    return weight.masked_fill(~topk_mask(weight, k, min_alive=min_alive, alive_dim=0), 0)
+    kept = weight.clone()
+    zero_outside_(kept, topk_mask(weight, k, min_alive=min_alive, alive_dim=0))
+    return kept
 
 
 def topk_by_scatter(x: Tensor, k: int) -> Tensor:
