@@ -122,7 +122,7 @@ def test_wide_rows_keep_what_a_stable_sort_keeps(width, n_kept, kind):
         x = (2 * x).round() / 2
     elif kind == "unlike blocks":
         x[:, : width // 2] *= 100
-    order = x.abs().argsort(-1, descending=True, stable=True)[:, :n_kept]
+    order = x.abs().argsort(dim=-1, descending=True, stable=True)[:, :n_kept]
     expected = torch.zeros_like(x).scatter(-1, order, x.gather(-1, order))
     assert torch.equal(abs_topk(x, n_kept), expected)
 
