@@ -88,11 +88,14 @@ def references(
     n_ctx = model.cfg.n_ctx
     n_windows = max(1, min(n_tokens, corpus.train.n_tokens) // n_ctx)
     windows = corpus.train.windows(n_ctx, n_windows)
-    sums = {info.site: torch.zeros(info.width, dtype=torch.float64) for info in sites.sites}
+    device = next(model.parameters()).device
+    sums = {
+        info.site: torch.zeros(info.width, dtype=torch.float64, device=device)
+        for info in sites.sites
+    }
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
         (info.hook_name, partial(_add_to, sums, info)) for info in sites.sites
     ]
-    device = next(model.parameters()).device
     count = 0
     with model.hooks(fwd_hooks=hooks), fast_attention(model):
         for batch in tqdm(windows.split(batch_size), desc="references", disable=not progress):
@@ -100,7 +103,7 @@ def references(
             count += batch.numel()
     # A stock model's norm runs once for each of q, k and v; its sums count three times.
     means = {
-        site: (total / (count * _n_calls(model, sites[site]))).to(model.cfg.dtype).to(device)
+        site: (total / (count * _n_calls(model, sites[site]))).to(model.cfg.dtype)
         for site, total in sums.items()
     }
     for site, mean in means.items():
@@ -147,7 +150,7 @@ def resampled_references(
 
 def _add_to(sums: dict[Site, Tensor], info: SiteInfo, activation: Tensor, hook: Any) -> None:
     flat = activation.detach().reshape(-1, info.width)
-    sums[info.site] += flat.sum(0, dtype=torch.float64).cpu()
+    sums[info.site] += flat.sum(0, dtype=torch.float64)
 
 
 def _n_calls(model: HookedTransformer, info: SiteInfo) -> int:
@@ -182,18 +185,17 @@ def gated(
     for site, gate in gates.items():
         info = sites[site]
         value = values[site].to(gate.device, gate.dtype)
-        rest = ((1 - gate) * value).reshape(*value.shape[:-1], *info.shape)
-        hook = partial(_gate, gate.reshape(info.shape), rest)
-        hooks.append((info.hook_name, hook))
+        value = value.reshape(*value.shape[:-1], *info.shape)
+        hooks.append((info.hook_name, partial(_gate, gate.reshape(info.shape), value)))
     cut = _cut(model, edges or {}, values)
     with cut, model.hooks(fwd_hooks=hooks), fast_attention(model):
         yield
 
 
-def _gate(gate: Tensor, rest: Tensor, activation: Tensor, hook: Any) -> Tensor:
-    if rest.ndim > gate.ndim:
-        check_same_shape(activation, rest)
-    return activation * gate + rest
+def _gate(gate: Tensor, value: Tensor, activation: Tensor, hook: Any) -> Tensor:
+    if value.ndim > gate.ndim:
+        check_same_shape(activation, value)
+    return torch.lerp(value, activation, gate)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -51,6 +52,7 @@ class CleanUp:
     ) -> None:
         self.trial, self.best, self.pool, self.config = trial, selection, pool, config
         self.progress = progress
+        self._losses: dict[tuple[bytes, int | None], float] = {}
         self.n_screen = min(N_SCREEN, trial.task.n_examples("validation"))
         self.node_tau = {site: tau.tolist() for site, tau in node_taus.items()}
         self.edge_tau: dict[tuple[Node, Node], float] = {}
@@ -112,7 +114,7 @@ class CleanUp:
         outside = [e for e in self.pool.edge_list(self.trial.model) if not self._has(self.best, e)]
         outside.sort(key=lambda edge: -self._tau(edge))
         with_one = [self.best.with_edges([edge]) for edge in outside[: 4 * N_TRIED_BACK]]
-        losses = [self.trial.loss(more, n_examples=self.n_screen) for more in with_one]
+        losses = [self._loss(more, n_examples=self.n_screen) for more in with_one]
         order = sorted(range(len(with_one)), key=losses.__getitem__)[:N_TRIED_BACK]
         goal = self.best.n_edges
         loose = self._loosest()
@@ -128,7 +130,7 @@ class CleanUp:
             trials = [
                 selection.without(edges=[edge]) for edge in edges if self._has(selection, edge)
             ]
-            losses = [self.trial.loss(fewer, n_examples=self.n_screen) for fewer in trials]
+            losses = [self._loss(fewer, selection, n_examples=self.n_screen) for fewer in trials]
             if not losses or min(losses) > self._screen():
                 break
             selection = trials[losses.index(min(losses))]
@@ -140,7 +142,7 @@ class CleanUp:
         if len(edges) <= N_LOOSEST:
             return edges
         costs = [
-            self.trial.loss(self.best.without(edges=[edge]), n_examples=self.n_screen)
+            self._loss(self.best.without(edges=[edge]), n_examples=self.n_screen)
             for edge in self._bar(edges, "loose edges")
         ]
         order = sorted(range(len(edges)), key=costs.__getitem__)[:N_LOOSEST]
@@ -150,19 +152,32 @@ class CleanUp:
 
     def _accept(self, fewer: Selection) -> bool:
         """Take a selection over if it reaches the target, tried on a few examples first."""
-        if self.trial.loss(fewer, n_examples=self.n_screen) > self._screen():
-            return False
-        if self.trial.loss(fewer) > self.config.target_loss:
+        screen, target = self._screen(), self.config.target_loss
+        if self._loss(fewer, n_examples=self.n_screen) > screen or self._loss(fewer) > target:
             return False
         self.best, self._screened = fewer, None
         return True
+
+    def _loss(
+        self,
+        selection: Selection,
+        changed_from: Selection | None = None,
+        *,
+        n_examples: int | None = None,
+    ) -> float:
+        """Give the loss of a selection that is another one, by default the best, with a change."""
+        key = (_as_bytes(selection), n_examples)  # many a change makes what another one made
+        if key not in self._losses:
+            self.trial.start_from(changed_from or self.best)
+            self._losses[key] = self.trial.loss(selection, n_examples=n_examples)
+        return self._losses[key]
 
     _screened: float | None = None
 
     def _screen(self) -> float:
         """Give the loss on the few examples above which the target is out of reach on all."""
         if self._screened is None:  # they may be harder than the whole split
-            here = self.trial.loss(self.best, n_examples=self.n_screen)
+            here = self._loss(self.best, n_examples=self.n_screen)
             self._screened = 1.1 * max(self.config.target_loss, here)
         return self._screened
 
@@ -184,3 +199,10 @@ class CleanUp:
 
     def _bar(self, items: Iterable[Any], what: str) -> Any:
         return tqdm(items, desc=what, disable=not self.progress, mininterval=0.5, leave=False)
+
+
+def _as_bytes(selection: Selection) -> bytes:
+    kept = torch.cat(
+        [some.flatten() for some in (*selection.nodes.values(), *selection.edges.values())]
+    )
+    return kept.nonzero().cpu().numpy().tobytes()

@@ -5,10 +5,8 @@ sigmoid; AdamW minimises task loss + price x (number of gates that are on); tau 
 each step. Edges, one for each nonzero weight between the nodes that are kept, are learned alike.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -30,12 +28,16 @@ FEWEST_STEPS, STEPS_AN_EDGE = 50, 2
 than `FEWEST_STEPS`. On 15 to 34 edges 25, 50, 100 and 200 steps came to the same circuits."""
 
 
+LOOK_EVERY = 20
+"""Steps after which the losses are looked at. A GPU goes on between them without being asked."""
+
+
 class LearningStopped(KeyboardInterrupt):
     """Ctrl-C while the masks on nodes are learned; `taus` are those learned so far."""
 
     def __init__(self, taus: dict[Site, Tensor]) -> None:
         super().__init__()
-        self.taus = {site: tau.detach() for site, tau in taus.items()}
+        self.taus = taus
 
 
 def learn_nodes(trial: Trial, config: PruningConfig, progress: bool) -> dict[Site, Tensor]:
@@ -57,11 +59,11 @@ def learn_nodes(trial: Trial, config: PruningConfig, progress: bool) -> dict[Sit
     ) -> AbstractContextManager[Any]:
         return trial.running(gates if chance is None else opened(gates, chance), values)
 
+    masks = _Masks("nodes", taus, run, config.n_steps)
     try:
-        masks = _Masks("nodes", taus, run, config.n_steps)
         return _learn(trial, masks, config, generator, progress)
     except KeyboardInterrupt:
-        raise LearningStopped(taus) from None
+        raise LearningStopped(masks.learned()) from None
 
 
 def learn_edges(
@@ -102,18 +104,43 @@ def learn_edges(
 def _initial(n: int, trial: Trial, config: PruningConfig, generator: torch.Generator) -> Tensor:
     noise = torch.randn(n, generator=generator) * config.init_noise_scale
     tau = (noise + config.init_noise_bias).clamp(-1, 1)
-    return tau.to(trial.like).requires_grad_()
+    return tau.to(trial.like)
 
 
-@dataclass(frozen=True)
 class _Masks(Generic[Key]):
-    """What is learned: a tau for each node or edge, and what its gates do."""
+    """What is learned: a tau for each node or edge, and what its gates do.
 
-    what: str
-    taus: dict[Key, Tensor]
-    run: Callable[[dict[Key, Tensor], Values, torch.Generator | None], AbstractContextManager[Any]]
-    """Runs the model under gates; with a generator, beside a random part of the rest."""
-    n_steps: int
+    All taus are parts of one tensor, `flat`, so that a step on many sites costs one on a few; sites
+    that were given one tensor share its part. `run` runs the model under gates; with a generator,
+    beside a random part of the rest.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        taus: Mapping[Key, Tensor],
+        run: Callable[
+            [dict[Key, Tensor], Values, torch.Generator | None], AbstractContextManager[Any]
+        ],
+        n_steps: int,
+    ) -> None:
+        self.what, self.run, self.n_steps = what, run, n_steps
+        distinct = {id(tau): tau for tau in taus.values()}
+        self.flat = torch.cat(list(distinct.values())).requires_grad_()
+        self.sizes = [len(tau) for tau in distinct.values()]
+        self.places = {key: list(distinct).index(id(tau)) for key, tau in taus.items()}
+
+    def gates(self, temperature: float) -> dict[Key, Tensor]:
+        """Give the gates, of 0 and 1, that the taus stand for."""
+        return self._by_key(heaviside(self.flat, temperature))
+
+    def learned(self) -> dict[Key, Tensor]:
+        """Give the taus as they are now."""
+        return self._by_key(self.flat.detach())
+
+    def _by_key(self, flat: Tensor) -> dict[Key, Tensor]:
+        parts = flat.split(self.sizes)
+        return {key: parts[place] for key, place in self.places.items()}
 
 
 def _learn(
@@ -123,48 +150,52 @@ def _learn(
     generator: torch.Generator,
     progress: bool,
 ) -> dict[Key, Tensor]:
-    taus, n_steps, what = masks.taus, masks.n_steps, masks.what
-    task, device = trial.task, trial.like.device
+    n_steps, task = masks.n_steps, trial.task
     optimizer = torch.optim.AdamW(
-        list({id(tau): tau for tau in taus.values()}.values()),
+        [masks.flat],
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
     )
-    bar = tqdm(range(n_steps), desc=f"{task.name}: {what}", disable=not progress, mininterval=0.5)
+    name = f"{task.name}: {masks.what}"
+    bar = tqdm(range(n_steps), desc=name, disable=not progress, mininterval=0.5)
     order = torch.empty(0, dtype=torch.long)
-    price = _Price(config)
+    price, highest = _Price(config, trial.like), torch.zeros((), device=trial.like.device)
     for step in bar:
         if len(order) < config.batch_size:
             order = torch.cat(
                 [order, torch.randperm(task.n_examples("train"), generator=generator)]
             )
         chosen, order = order[: config.batch_size], order[config.batch_size :]
-        batch = task.batch("train", chosen.tolist()).to(device)
+        batch = trial.batch("train", chosen.tolist())
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, n_steps, config)
-        gates = {key: heaviside(tau, config.heaviside_temperature) for key, tau in taus.items()}
-        n_on = torch.stack([gate.sum() for gate in gates.values()]).sum()
+        gates = masks.gates(config.heaviside_temperature)
+        n_on = torch.cat(list(gates.values())).sum()
         beside = config.n_surroundings > 0 and step % 2 == 1
         values = trial.values("train", chosen.tolist(), batch, draw=step + 1)
         with masks.run(gates, values, generator if beside else None):
             loss = task.loss(task.logits(trial.model, batch), batch)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"The loss on {task.name} became {loss.item()} at step {step} of learning {what}: "
-                "activations are NaN or infinite. Look at the model's weights and references."
-            )
         optimizer.zero_grad()
         (loss + price.now * n_on).backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(masks.flat, config.gradient_clip)
         optimizer.step()
         with torch.no_grad():
-            for tau in taus.values():
-                tau.clamp_(-1, 1)
-        price.update(loss.item())
-        if step % 20 == 0:
+            masks.flat.clamp_(-1, 1)
+        price.update(loss.detach())
+        highest = torch.maximum(highest, loss.detach())
+        if step % LOOK_EVERY == 0 or step == n_steps - 1:
+            _check_finite(highest, f"by step {step} of learning {masks.what} for {task.name}")
             bar.set_postfix(loss=f"{loss.item():.3f}", on=int(n_on))
-    return {key: tau.detach() for key, tau in taus.items()}
+    return masks.learned()
+
+
+def _check_finite(highest: Tensor, when: str) -> None:
+    if not torch.isfinite(highest):
+        raise ValueError(
+            f"The loss became {highest.item()} {when}: activations are NaN or infinite. Look at "
+            "the model's weights and references."
+        )
 
 
 class _Price:
@@ -175,14 +206,14 @@ class _Price:
     whose good prices lie far apart.
     """
 
-    def __init__(self, config: PruningConfig) -> None:
+    def __init__(self, config: PruningConfig, like: Tensor) -> None:
         self.target, self.adaptive = config.target_loss, config.k_coef == "adaptive"
-        self.now = 1e-3 if config.k_coef == "adaptive" else config.k_coef
+        self.now = like.new_tensor(1e-3 if config.k_coef == "adaptive" else config.k_coef)
 
-    def update(self, loss: float) -> None:
+    def update(self, loss: Tensor) -> None:
         if self.adaptive:
-            excess = max(-1.0, min(1.0, loss / self.target - 1))
-            self.now = min(max(self.now * math.exp(-0.05 * excess), 1e-7), 1e-1)
+            excess = (loss / self.target - 1).clamp(-1, 1)
+            self.now = (self.now * torch.exp(-0.05 * excess)).clamp(1e-7, 1e-1)
 
 
 def _learning_rate(step: int, n_steps: int, config: PruningConfig) -> float:

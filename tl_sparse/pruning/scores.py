@@ -102,7 +102,7 @@ def signed_attribution(
     starts = [(height, i) for height in heights for i in range(0, n, config.batch_size)]
     for height, start in tqdm(starts, desc=f"{task.name}: {config.method}", disable=not progress):
         chosen = list(range(start, min(start + config.batch_size, n)))
-        batch = task.batch("train", chosen).to(trial.like.device)
+        batch = trial.batch("train", chosen)
         here = {key: (height * gate).requires_grad_() for key, gate in gates.items()}
         with run(here, trial.values("train", chosen, batch)):
             loss = task.loss(task.logits(trial.model, batch), batch)

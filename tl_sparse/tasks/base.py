@@ -16,7 +16,7 @@ training text never had a choice (`)` before a newline, where that is one token 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
+
+from tl_sparse.model.prefixes import PrefixTree, last_logits
 
 Split = Literal["train", "validation", "test", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "held_out")
@@ -59,11 +61,27 @@ class TaskBatch:
     """Position of each prompt's true last token."""
     correct: Int[Tensor, " batch"]
     wrong: Int[Tensor, " batch"]
+    tree: PrefixTree | None = None
+    """The tree of the prompts' prefixes, if the model is to be run along it."""
 
     def to(self, device: torch.device) -> "TaskBatch":
         """Move to a device."""
-        parts = (self.tokens, self.last, self.correct, self.wrong)
-        return TaskBatch(*(part.to(device) for part in parts))
+        return TaskBatch(
+            self.tokens.to(device),
+            self.last.to(device),
+            self.correct.to(device),
+            self.wrong.to(device),
+            None if self.tree is None else self.tree.to(device),
+        )
+
+    def on_prefixes(self) -> "TaskBatch":
+        """Give the same prompts, to be run as the tree of their prefixes."""
+        return replace(self, tree=PrefixTree.of(self.tokens, self.last))
+
+    def starting_at(self, layer: int, resid: Float[Tensor, "1 prefix d_model"]) -> "TaskBatch":
+        """Give the same prompts, to be run from the residual stream before some layer on."""
+        assert self.tree is not None
+        return replace(self, tree=replace(self.tree, start=(layer, resid)))
 
 
 class Task(ABC):
@@ -197,13 +215,14 @@ class PairTask(Task):
                 correct.append(pair.answers[side])
                 wrong.append(pair.answers[1 - side])
         last = torch.tensor([len(prompt) - 1 for prompt in prompts])
-        tokens = torch.zeros(len(prompts), int(last.max()) + 1, dtype=torch.long)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt)
+        longest = max(map(len, prompts))
+        tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
         return TaskBatch(tokens, last, torch.tensor(correct), torch.tensor(wrong))
 
     def logits(self, model: HookedTransformer, batch: TaskBatch) -> Float[Tensor, "batch d_vocab"]:
         """Give the logits at each prompt's true last token; those of the others are never made."""
+        if batch.tree is not None:
+            return last_logits(model, batch.tree)
         n_layers = model.cfg.n_layers
         resid = model(batch.tokens, stop_at_layer=n_layers)
         rows = torch.arange(len(batch.last), device=resid.device)
