@@ -14,6 +14,8 @@ rank, and the entries around it, from all blocks together, hold the threshold of
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,24 +49,15 @@ def mark_largest(x: Rows, k: int) -> Marks:
     mask = np.empty(x.shape, dtype=bool)
     if len(x) == 1:
         _mark(x, k, np.empty_like(x), mask, alone=True)
-        return mask
-
-    def work(rows: slice, scratch: Rows) -> None:
-        _mark(x[rows], k, scratch, mask[rows])
-
-    _for_rows(x, work)
+    else:
+        _for_rows(x, partial(_mark_rows, x, k, mask))
     return mask
 
 
 def keep_largest(x: Rows, k: int) -> tuple[Rows, Marks]:
     """Give a copy with all but the k largest of each row zeroed, and the marks of those."""
     mask, kept = np.empty(x.shape, dtype=bool), np.empty(x.shape, dtype=x.dtype)
-
-    def work(rows: slice, scratch: Rows) -> None:
-        _mark(x[rows], k, scratch, mask[rows])
-        np.multiply(x[rows], mask[rows], out=kept[rows])
-
-    _for_rows(x, work)
+    _for_rows(x, partial(_keep_rows, x, k, mask, kept))
     return kept, mask
 
 
@@ -161,13 +154,22 @@ def _mark(x: Rows, k: int, scratch: Rows, mask: Marks, *, alone: bool = False) -
         mask[crowded] = above | (equal & (np.cumsum(equal, axis=-1) <= missing))
 
 
+def _mark_rows(x: Rows, k: int, mask: Marks, rows: slice, scratch: Rows) -> None:
+    _mark(x[rows], k, scratch, mask[rows])
+
+
+def _keep_rows(x: Rows, k: int, mask: Marks, kept: Rows, rows: slice, scratch: Rows) -> None:
+    _mark(x[rows], k, scratch, mask[rows])
+    np.multiply(x[rows], mask[rows], out=kept[rows])
+
+
 def _for_rows(x: Rows, work: Callable[[slice, Rows], object]) -> None:
     """Call `work` with chunks of rows, and room for as many; a row that is longer goes alone."""
     n_rows, width = x.shape
     step = min(n_rows, max(1, CHUNK // width))
+    for_chunks(n_rows, step, partial(_begin, work, step, width, x.dtype))
 
-    def begin() -> Work:
-        scratch = np.empty((step, width), dtype=x.dtype)
-        return lambda start, stop: work(slice(start, stop), scratch[: stop - start])
 
-    for_chunks(n_rows, step, begin)
+def _begin(work: Callable[[slice, Rows], object], step: int, width: int, dtype: Any) -> Work:
+    scratch = np.empty((step, width), dtype=dtype)
+    return lambda start, stop: work(slice(start, stop), scratch[: stop - start])

@@ -17,6 +17,7 @@ measured (docs/results/speed.md), not by a clock at run time: a run is to give t
 
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -188,27 +189,32 @@ def _times(
     matrix: csr_array, x: Tensor, bias: Tensor | None, blocks: list[Tensor] | None
 ) -> Float[Tensor, "token n_out"]:
     """Give (matrix x^T)^T + bias, and keep the chunks of x^T in `blocks` if there is a list."""
-    shape: Any = matrix.shape
-    n_out, n_in = shape
-    y, x = torch.empty(len(x), n_out, dtype=x.dtype), x.detach()
+    y = torch.empty(len(x), matrix.shape[0], dtype=x.dtype)  # pyright: ignore[reportOptionalSubscript]
     shift = None if bias is None else bias.detach().numpy()[:, None]
-
-    def begin() -> Work:
-        room = torch.empty(n_in, CHUNK, dtype=x.dtype)
-
-        def work(start: int, stop: int) -> None:
-            columns = (
-                room[:, : stop - start] if blocks is None else room.new_empty(n_in, stop - start)
-            )
-            columns.copy_(x[start:stop].T)
-            if blocks is not None:
-                blocks[start // CHUNK] = columns
-            product = matrix @ columns.numpy()
-            if shift is not None:
-                product += shift
-            y[start:stop].copy_(torch.from_numpy(product).T)
-
-        return work
-
-    for_chunks(len(x), CHUNK, begin)
+    chunks = _Chunks(matrix, x.detach(), shift, y, blocks)
+    for_chunks(len(x), CHUNK, chunks.begin)
     return y
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """The chunks of one product."""
+
+    matrix: csr_array
+    x: Tensor
+    shift: NDArray[Any] | None
+    y: Tensor
+    blocks: list[Tensor] | None
+
+    def begin(self) -> Work:
+        return partial(self.do, self.x.new_empty(self.x.shape[1], CHUNK))
+
+    def do(self, room: Tensor, start: int, stop: int) -> None:
+        columns = room[:, : stop - start]
+        if self.blocks is not None:
+            columns = self.blocks[start // CHUNK] = room.new_empty(len(room), stop - start)
+        columns.copy_(self.x[start:stop].T)
+        product = self.matrix @ columns.numpy()
+        if self.shift is not None:
+            product += self.shift
+        self.y[start:stop].copy_(torch.from_numpy(product).T)

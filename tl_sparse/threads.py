@@ -7,7 +7,7 @@ thread themselves.
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -19,18 +19,22 @@ Work = Callable[[int, int], object]
 
 def for_chunks(n_rows: int, step: int, begin: Callable[[], Work]) -> None:
     """Do all rows, `step` at a time; each thread calls `begin` once for what it works with."""
-    starts = iter(range(0, n_rows, step))
-
-    def some() -> None:
-        work = begin()
-        for start in starts:  # shared by the threads: each chunk goes to one of them
-            work(start, min(start + step, n_rows))
-
     n_helpers = min(torch.get_num_threads(), -(-n_rows // step)) - 1
-    helpers = [_threads(os.getpid()).submit(some) for _ in range(n_helpers)]
-    some()
+    starts = iter(range(0, n_rows, step))  # shared by the threads: each chunk goes to one of them
+    if n_helpers <= 0:
+        _some(starts, step, n_rows, begin)
+        return
+    pool = _threads(os.getpid())
+    helpers = [pool.submit(_some, starts, step, n_rows, begin) for _ in range(n_helpers)]
+    _some(starts, step, n_rows, begin)
     for helper in helpers:
         helper.result()
+
+
+def _some(starts: Iterator[int], step: int, n_rows: int, begin: Callable[[], Work]) -> None:
+    work = begin()
+    for start in starts:
+        work(start, min(start + step, n_rows))
 
 
 @lru_cache(maxsize=1)
