@@ -131,12 +131,23 @@ def fused_attention(
     if sinks is None:
         z = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1 / scale)
         return z.transpose(1, 2), None
-    if row_sums or q.device.type != "cpu" or len({x.dtype for x in (q, k, v)}) > 1:
+    on_cpu = q.device.type == "cpu" and hasattr(torch.ops.aten, _FLASH)
+    alike = len({x.dtype for x in (q, k, v)}) == 1
+    if row_sums or not on_cpu or not alike or not min(q.numel(), k.numel()):
         z, sums = _attention_with_sink_key(q, k, v, sinks, scale, causal)
         return z.transpose(1, 2), sums.transpose(1, 2)
-    z = _SinkAttention.apply(q, k, v, sinks, 1 / scale, causal)
+    z = _SinkAttention.apply(*map(_dense_rows, (q, k, v)), sinks, 1 / scale, causal)
     assert isinstance(z, Tensor)
     return z.transpose(1, 2), None
+
+
+_FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+"""PyTorch's name for fused attention on a CPU; private, so its absence is met."""
+
+
+def _dense_rows(x: Tensor) -> Tensor:
+    """Give a tensor whose last axis lies in one piece: PyTorch's kernel reads on, unasked."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class _SinkAttention(torch.autograd.Function):
@@ -149,7 +160,7 @@ class _SinkAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, sinks, factor, causal):
-        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        attention = getattr(torch.ops.aten, _FLASH)
         z, log_sum = attention(q, k, v, 0.0, causal, scale=factor)
         with_sink = torch.logaddexp(log_sum, sinks[:, None].to(log_sum))
         z = (z * (log_sum - with_sink).exp_()[..., None]).to(v.dtype)
@@ -162,7 +173,7 @@ class _SinkAttention(torch.autograd.Function):
     def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         q, k, v, sinks, z, with_sink = ctx.saved_tensors
-        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        backward, grad = getattr(torch.ops.aten, f"{_FLASH}_backward"), _dense_rows(grad)
         grads = backward(grad, q, k, v, z, with_sink, 0.0, ctx.causal, scale=ctx.factor)
         share = (sinks[:, None] - with_sink).exp_()
         return *grads, -(share * (grad * z).sum(-1)).sum((0, 2)).to(sinks.dtype), None, None
