@@ -132,6 +132,14 @@ def test_a_sparse_model_chooses_by_the_rule_and_a_dense_one_is_the_hosts():
     assert not model.products.found  # far too small to pay
 
 
+def test_autocast_keeps_its_precision():
+    products, weight, bias = Products("sparse"), torch.eye(4), torch.zeros(4)
+    x = torch.full((2, 4), 1 / 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products("here", x, weight, bias).dtype == torch.bfloat16
+    assert products("here", x, weight, bias).dtype == torch.float32
+
+
 def test_copies_have_products_of_their_own():
     model = a_model(SparsityConfig(weight_density=1 / 16))
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

@@ -352,6 +352,21 @@ def test_a_batch_that_processes_cannot_share_is_refused(corpus, monkeypatch):
         train(fresh(corpus), corpus, QUICK, progress=False)
 
 
+def test_a_second_run_of_one_model_has_the_precision_that_it_asks_for(corpus):
+    """accelerate marks a model that it prepared and does not put autocast on it a second time."""
+    model, seen = fresh(corpus), set()
+    config = TrainingConfig.from_dict(QUICK.to_dict() | {"precision": "bf16"})
+    for _ in range(2):
+        seen.clear()
+
+        def note(activation, hook):
+            seen.add(activation.dtype)
+
+        with model.hooks(fwd_hooks=[("blocks.0.mlp.hook_pre", note)]):
+            train(model, corpus, config, progress=False)
+        assert torch.bfloat16 in seen
+
+
 @pytest.mark.parametrize("regrow_every", [1, 3])
 def test_between_regrowths_masks_stay_and_zeroed_weights_get_no_gradient(corpus, regrow_every):
     """Against the definition, seen from outside: masks, gradients and their norm, step by step."""

@@ -68,6 +68,8 @@ def mark_guarded(weight: Floats, k: int, min_alive: int, axis: int) -> Marks:
     the threshold that the rest then has. The others are served by the threshold alone, so only
     those that may turn out poor are sorted.
     """
+    if k == weight.size:
+        return np.ones(weight.shape, dtype=bool)
     magnitude = np.abs(np.ascontiguousarray(weight))
     if np.isnan(magnitude.max()):
         magnitude = np.nan_to_num(magnitude, nan=np.inf, posinf=np.inf)
@@ -75,8 +77,6 @@ def mark_guarded(weight: Floats, k: int, min_alive: int, axis: int) -> Marks:
     sample = flat[:, :: max(1, flat.size // SAMPLE)].copy()
     guess = float(kth_largest(sample, max(1, k * sample.size // flat.size))[0])
     poor = _n_above(magnitude, 1.1 * guess, axis) < min_alive
-    if k == weight.size:
-        return np.ones(weight.shape, dtype=bool)
     lines = np.moveaxis(magnitude, axis, -1)
     while True:
         chosen = lines[poor]

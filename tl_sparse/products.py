@@ -107,7 +107,8 @@ class Products:
     """How a model makes its products; one object for all of its layers."""
 
     path: ProductPath = "dense"
-    """"auto" makes those from live weights where that `pays`, "sparse" all that it can."""
+    """"auto" makes those from live weights where that `pays`, "sparse" all that it can: those of
+    float32 or float64 on a CPU, without autocast."""
     live_gradient: bool = False
     """Whether weights that are zero get no gradient, which is then cheaper to make."""
     found: dict[str, LiveWeights] = field(default_factory=dict, repr=False)
@@ -152,7 +153,8 @@ class Products:
 def _possible(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == weight.device.type == "cpu" and x.numel() > 0
     alike = x.dtype == weight.dtype and x.dtype in FLOATS
-    return on_cpu and alike and not torch.compiler.is_compiling()
+    elsewhere = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return on_cpu and alike and not elsewhere
 
 
 class _Product(torch.autograd.Function):
