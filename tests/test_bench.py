@@ -22,6 +22,7 @@ from tl_sparse.bench import BenchSettings, Candidate, Measurement, measure, run_
 from tl_sparse.bench.circuits import letters_task, made_up_circuit
 from tl_sparse.bench.demo import Demo
 from tl_sparse.bench.kernels import projected, projected_by_scatter, topk_by_scatter
+from tl_sparse.bench.linear import dense_product, linear
 from tl_sparse.bench.machine import commit
 from tl_sparse.bench.memory import measured_here, memory, peak_of
 from tl_sparse.bench.plain import PlainTransformer
@@ -40,6 +41,7 @@ from tl_sparse.bench.training import (
 from tl_sparse.circuit import Node
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig
 from tl_sparse.functional import abs_topk
+from tl_sparse.products import Products
 from tl_sparse.pruning import prune
 from tl_sparse.training import next_token_loss
 
@@ -157,6 +159,32 @@ def test_both_ways_keep_the_same_entries():
     assert torch.equal(*outs)
     assert torch.equal(*back)
     assert int((back[0] != 0).sum()) == 5 * 7 * 16
+
+
+def test_the_products_of_a_block_are_those_of_torch_and_ours_from_live_weights(monkeypatch):
+    seen: list[Any] = []
+
+    def noted(way):
+        return lambda *call: seen.append((call, way(*call))) or seen[-1][1]
+
+    ours = Products("sparse")  # "auto" makes none of this size
+    monkeypatch.setattr("tl_sparse.bench.linear.dense_product", noted(dense_product))
+    monkeypatch.setattr("tl_sparse.bench.linear.Products", lambda path: noted(ours))
+    densities = [1 / 64, 1 / 32, 1 / 16, 1 / 4, 1] * 2
+    for density, one in zip(densities, linear(TINY, CPU), strict=True):
+        seen.clear()
+        ours.found.clear()
+        for candidate in one.candidates:
+            with candidate.prepare() as run:
+                run()
+        shapes = [(*x.shape, y.shape[-1]) for (_, x, _, _), y in seen]
+        n = TINY.n_tokens
+        assert shapes == [(n, 128, 384), (n, 128, 128), (n, 128, 128), (n, 128, 128)] * 2
+        assert sorted(ours.found) == ["in", "o", "out", "qkv"]
+        for (call, y), (_, again) in zip(seen[:4], seen[4:], strict=True):
+            assert int((call[2] != 0).sum()) == int(density * call[2].numel())
+            assert y.requires_grad == ("backward" in one.case)
+            torch.testing.assert_close(y, again, atol=1e-4, rtol=1e-5)
 
 
 def test_the_made_up_circuit_is_one_and_compiled_it_answers_as_in_the_model():

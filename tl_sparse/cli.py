@@ -324,8 +324,8 @@ def bench(
     only: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, joined by commas: training, memory, inference, projection, "
-            "abstopk, pruning, audit, compiled. Default: all."
+            help="What to measure, joined by commas: training, memory, inference, linear, "
+            "projection, abstopk, pruning, audit, compiled. Default: all."
         ),
     ] = None,
     sizes: Annotated[

@@ -7,8 +7,10 @@
 3. In each round every candidate's time is divided by the baseline's of the same round. Reported are
    the median of these ratios and their quartiles, beside the times themselves.
 
-`training`, `memory`, `kernels` and `circuits` say what is measured, at the sizes of `sizes`;
-`report` writes JSON with every raw number and a table in Markdown; `run` goes through them all.
+`training`, `memory`, `linear`, `kernels` and `circuits` say what is measured, at the sizes of
+`sizes`, `demo` what is measured on a finished demo; `report` writes JSON with every raw number and
+a table in Markdown; `run` goes through them all. On paper only: `cost` counts bytes and FLOPs of a
+training run, `gpus` says what GPUs would take for them.
 """
 
 from tl_sparse.bench.report import BenchReport

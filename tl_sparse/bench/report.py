@@ -15,6 +15,7 @@ TITLES = {
     "training": "Training step",
     "memory": "Peak memory of a training step",
     "inference": "Forward pass without gradients",
+    "linear": "Linear layers of one block",
     "projection": "Projection of one matrix onto its k largest entries",
     "abstopk": "AbsTopK, forward and backward",
     "pruning": "Pruning",

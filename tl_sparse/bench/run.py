@@ -9,6 +9,7 @@ from tqdm import tqdm
 from tl_sparse.bench.circuits import auditing, compiled, pruning
 from tl_sparse.bench.demo import Demo
 from tl_sparse.bench.kernels import abstopk, projection
+from tl_sparse.bench.linear import linear
 from tl_sparse.bench.machine import machine
 from tl_sparse.bench.memory import memory
 from tl_sparse.bench.report import BenchReport
@@ -21,6 +22,7 @@ KINDS: dict[str, Callable[[Size, torch.device], list[Measurement]]] = {
     "training": training,
     "memory": memory,
     "inference": inference,
+    "linear": linear,
     "projection": projection,
     "abstopk": abstopk,
     "pruning": pruning,

@@ -22,6 +22,7 @@ KIND_NAMES = (
     "training",
     "memory",
     "inference",
+    "linear",
     "projection",
     "abstopk",
     "pruning",

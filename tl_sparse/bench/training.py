@@ -28,6 +28,7 @@ from tl_sparse.data import Corpus
 from tl_sparse.data.splits import TokenSplit
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.presets import FLOAT32_EPS
+from tl_sparse.products import ProductPath
 from tl_sparse.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 
 # The run of `train`, not a second version of its step: `train` itself takes steps by the thousand.
@@ -50,6 +51,11 @@ NOTHING_SPARSE = SparsityConfig()
 """Our model when nothing is asked for, and without sinks: the baseline's network."""
 
 PLAIN, STOCK = "plain PyTorch, dense", "TransformerLens, dense"
+
+SPARSEST = "density 1/64"
+
+NEVER = 10**9
+"""`regrow_every` that no run reaches: what a step between two regrowths costs."""
 
 
 def shape(size: Size, device: torch.device, *, sinks: bool) -> dict[str, Any]:
@@ -174,6 +180,10 @@ def training_candidates(size: Size, device: torch.device) -> tuple[Candidate, ..
             Candidate(f"ours, {name}", partial(our_step, size, device, sparsity))
             for name, sparsity in ours.items()
         ),
+        Candidate(
+            f"ours, {SPARSEST}, between regrowths",
+            partial(our_step, size, device, SPARSE[SPARSEST], regrow_every=NEVER),
+        ),
     )
 
 
@@ -184,15 +194,22 @@ def training(size: Size, device: torch.device) -> list[Measurement]:
 
 
 @contextmanager
-def forward_pass(build: Callable[[], nn.Module], tokens: Tensor) -> Iterator[Run]:
-    """Give the forward pass of a model, without gradients."""
+def forward_pass(
+    build: Callable[[], nn.Module], tokens: Tensor, *, products: ProductPath | None = None
+) -> Iterator[Run]:
+    """Give the forward pass of a model, without gradients; of ours with the products asked for."""
     model = build()
 
     def run() -> None:
         with torch.no_grad():
             model(tokens)
 
-    yield run
+    if products is None:
+        yield run
+        return
+    assert isinstance(model, HookedSparseTransformer)
+    with model.using_products(products):
+        yield run
 
 
 def inference(size: Size, device: torch.device) -> list[Measurement]:
@@ -207,4 +224,7 @@ def inference(size: Size, device: torch.device) -> list[Measurement]:
     candidates = tuple(
         Candidate(name, partial(forward_pass, build, tokens)) for name, build in builds.items()
     )
+    sparsest = partial(our_model, size, device, SPARSE[SPARSEST])
+    with_zeros = partial(forward_pass, sparsest, tokens, products="dense")
+    candidates += (Candidate(f"ours, {SPARSEST}, dense products", with_zeros),)
     return [Measurement(kind="inference", size=size.name, candidates=candidates)]

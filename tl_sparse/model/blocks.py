@@ -77,9 +77,7 @@ class SparseAttention(Attention):
 
     def forward(self, query_input, key_input, value_input, *args: Any, **kwargs: Any) -> Tensor:
         """Override: step past the scores where nobody looks at them (`attention="auto"`)."""
-        obstacle = (
-            "eager was asked for" if self.path == "eager" else self._obstacle(*args, **kwargs)
-        )
+        obstacle = "eager was asked for" if self.path == "eager" else self.obstacle(*args, **kwargs)
         if obstacle and self.path == "fused":
             raise ValueError(
                 f'attention="fused" never makes the scores, but {obstacle}. Use attention="auto", '
@@ -99,7 +97,7 @@ class SparseAttention(Attention):
         )
         w = self.W_O.flatten(0, 1)  # [head_index * d_head, d_model]
         out = self.products(f"{self.layer_id}.o", self.hook_z(z).flatten(-2), w, self.b_O)
-        return out if self.row_sum_bias is None else out + self._row_bias(row_sums)
+        return out if self.row_sum_bias is None else out + self.row_bias(row_sums)
 
     def _eager(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the host's attention, and watch its pattern where the sums of rows are needed."""
@@ -113,13 +111,14 @@ class SparseAttention(Attention):
             out = super().forward(*args, **kwargs)
         finally:
             watch.remove()
-        return out + self._row_bias(sums[-1])
+        return out + self.row_bias(sums[-1])
 
-    def _row_bias(self, row_sums: Tensor | None) -> Tensor:
+    def row_bias(self, row_sums: Tensor | None) -> Tensor:
+        """Give what `row_sum_bias` adds to the output; None stands for rows that all sum to 1."""
         assert self.row_sum_bias is not None
         return self.row_sum_bias.sum(0) if row_sums is None else row_sums @ self.row_sum_bias
 
-    def _obstacle(self, *args: Any, **kwargs: Any) -> str | None:
+    def obstacle(self, *args: Any, **kwargs: Any) -> str | None:
         """Say what in this forward pass needs the matrix of scores, if anything does."""
         cfg = self.cfg
         if args or any(value is not None for value in kwargs.values()):
@@ -133,16 +132,20 @@ class SparseAttention(Attention):
             return "local attention, a soft cap or clipped q, k, v are configured"
         if cfg.use_qk_norm or cfg.use_logn_attn:
             return "normalised queries are configured"
-        if _live(self.hook_attn_scores) or _live(self.hook_pattern):
+        if in_use(self.hook_attn_scores) or in_use(self.hook_pattern):
             return "a hook stands on hook_attn_scores or hook_pattern"
         return None
 
 
-def _live(hook_point: HookPoint) -> bool:
+def in_use(hook_point: nn.Module) -> bool:
     """Tell whether anything watches a hook point; `has_hooks` misses torch's own hooks and SAEs."""
-    hooks = (hook_point._forward_hooks, hook_point._backward_hooks, hook_point._forward_pre_hooks)
-    wrapped = type(hook_point) is not HookPoint
-    return wrapped or any(hooks) or bool(hook_point._backward_pre_hooks)
+    return type(hook_point) is not HookPoint or hooked(hook_point)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Tell whether any hook of torch's stands on a module."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 class SparseMLP(MLP):
@@ -217,10 +220,10 @@ class SparseTransformerBlock(TransformerBlock):
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_pre + attn_out)
         if self.cfg.parallel_attn_mlp:
-            mlp_out = self._mlp(resid_pre, positions)
+            mlp_out = self.mlp_sublayer(resid_pre, positions)
             return self.hook_resid_post(resid_pre + attn_out + mlp_out)
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
-        return self.hook_resid_post(resid_mid + self._mlp(resid_mid, positions))
+        return self.hook_resid_post(resid_mid + self.mlp_sublayer(resid_mid, positions))
 
     def _positions(self, resid, positions):
         """Give the positions of the tokens in hand: with a key-value cache, of the last ones."""
@@ -242,7 +245,7 @@ class SparseTransformerBlock(TransformerBlock):
         def read(x):
             normed = self.ln1(x)
             if positions is not None:
-                normed = _beside(normed, self.ln1_positions(positions))
+                normed = beside(normed, self.ln1_positions(positions))
             return self.hook_attn_read(self.topk_attn_in(normed))
 
         attn_in = resid_pre
@@ -266,11 +269,12 @@ class SparseTransformerBlock(TransformerBlock):
             attention_mask=attention_mask,
         )
 
-    def _mlp(self, resid, positions):
+    def mlp_sublayer(self, resid, positions):
+        """Give what the MLP adds to a residual stream."""
         mlp_in = self.hook_mlp_in(resid.clone()) if self.cfg.use_hook_mlp_in else resid
         normed = self.ln2(mlp_in)
         if positions is not None:
-            normed = _beside(normed, self.ln2_positions(positions))
+            normed = beside(normed, self.ln2_positions(positions))
         mlp_read = self.hook_mlp_read(self.topk_mlp_in(normed))
         return self.hook_mlp_out(self.topk_mlp_out(self.mlp(mlp_read)))
 
@@ -281,7 +285,7 @@ def _norm_like(norm: nn.Module, cfg: HookedTransformerConfig, length: int) -> nn
     return kind(cfg, length) if hasattr(norm, "w") else kind(cfg)
 
 
-def _beside(normed: Tensor, positions: Tensor) -> Tensor:
+def beside(normed: Tensor, positions: Tensor) -> Tensor:
     """Put position channels behind those of the residual stream, in each head's copy if split."""
     if normed.ndim == 4:  # [batch, pos, head_index, d_model]
         positions = positions[:, :, None].expand(-1, -1, normed.shape[2], -1)

@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens import HookedTransformer
-from transformer_lens.hook_points import HookPoint
 
 from tl_sparse.layers import fused_attention
-from tl_sparse.model.blocks import _beside
+from tl_sparse.model.blocks import beside, hooked, in_use
 from tl_sparse.model.transformer import HookedSparseTransformer
 
 
@@ -94,16 +93,11 @@ def runs_on_prefixes(model: HookedTransformer) -> bool:
     if cfg.positional_embedding_type not in ("standard", "none"):
         return False
     attentions: list[Any] = [block.attn for block in model.blocks]
-    if any(attention._obstacle() for attention in attentions):
+    if any(attention.obstacle() for attention in attentions):
         return False
-    if any(type(hook_point) is not HookPoint for hook_point in model.hook_dict.values()):
-        return False  # an SAE stands there
-    return not any(_hooked(module) for module in model.modules())
-
-
-def _hooked(module: nn.Module) -> bool:
-    forward = module._forward_hooks or module._forward_pre_hooks
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+    if any(in_use(hook_point) for hook_point in model.hook_dict.values()):
+        return False
+    return not any(hooked(module) for module in model.modules())
 
 
 def last_logits(model: HookedTransformer, tree: PrefixTree) -> Float[Tensor, "prompt d_vocab"]:
@@ -137,7 +131,7 @@ def _run_block(
     resid = block.hook_resid_pre(resid)
     normed = block.ln1(resid)
     if positions is not None:
-        normed = _beside(normed, block.ln1_positions(positions))
+        normed = beside(normed, block.ln1_positions(positions))
     read = asking = block.hook_attn_read(block.topk_attn_in(normed))
     if at_ends:
         resid, asking = tree.at_ends(resid), tree.at_ends(read)
@@ -147,7 +141,7 @@ def _run_block(
     if block.cfg.attn_only:
         return block.hook_resid_post(resid + attn_out)
     resid_mid = block.hook_resid_mid(resid + attn_out)
-    return block.hook_resid_post(resid_mid + block._mlp(resid_mid, positions))
+    return block.hook_resid_post(resid_mid + block.mlp_sublayer(resid_mid, positions))
 
 
 def _attention(
@@ -166,7 +160,7 @@ def _attention(
         z, row_sums = tree.distinct(z), None if row_sums is None else tree.distinct(row_sums)
     w = attn.W_O.flatten(0, 1)  # [head_index * d_head, d_model]
     out = attn.products(f"{attn.layer_id}.o", attn.hook_z(z).flatten(-2), w, attn.b_O)
-    return out + attn._row_bias(row_sums) if cut else out
+    return out + attn.row_bias(row_sums) if cut else out
 
 
 def _attention_from_ends(

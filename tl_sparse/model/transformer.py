@@ -25,17 +25,20 @@ from tl_sparse.model.blocks import (
 )
 from tl_sparse.model.cache import SparseActivationCache
 from tl_sparse.model.checks import check_arguments, resolve_config
+from tl_sparse.model.paths import ChoosingTransformer
 from tl_sparse.model.positions import PositionedTransformer
 from tl_sparse.model.processing import ProcessedTransformer
 from tl_sparse.model.storage import StoredTransformer
-from tl_sparse.products import ProductPath, Products
+from tl_sparse.products import Products
 from tl_sparse.rules import checks_itself
 from tl_sparse.summary import ModelSummary, one_line, summarize
 
 _DIRECT_PATHS = "transformer_lens.tools.analysis.direct_path_patching"
 
 
-class HookedSparseTransformer(StoredTransformer, ProcessedTransformer, PositionedTransformer):
+class HookedSparseTransformer(
+    StoredTransformer, ProcessedTransformer, PositionedTransformer, ChoosingTransformer
+):
     """A HookedTransformer whose weights and activations can be sparse.
 
     `sparsity` says what is sparse; without it the model is TransformerLens' own. `attention` is
@@ -191,43 +194,6 @@ class HookedSparseTransformer(StoredTransformer, ProcessedTransformer, Positione
             self.positions.to(device)
 
     # -- running ------------------------------------------------------------------------------
-
-    @checks_itself
-    def set_attention(self, path: AttentionPath) -> None:
-        """Choose "eager", "fused" or "auto" attention, in place."""
-        if path not in ("eager", "fused", "auto"):
-            raise ValueError(f'attention is one of "eager", "fused", "auto", got {path!r}.')
-        self.attention: AttentionPath = path
-        for block in self.blocks:
-            assert isinstance(block.attn, SparseAttention)
-            block.attn.path = path
-
-    @contextmanager
-    def using_attention(self, path: AttentionPath) -> Iterator[None]:
-        """Choose the attention path inside a `with` block."""
-        before = self.attention
-        self.set_attention(path)
-        try:
-            yield
-        finally:
-            self.set_attention(before)
-
-    @contextmanager
-    @checks_itself
-    def using_products(self, path: ProductPath) -> Iterator[None]:
-        """Choose how products with weights are made, inside a `with` block.
-
-        "dense" multiplies with zeros too. "sparse" uses the live weights alone wherever that can be
-        (float32 or float64 on a CPU), "auto" where it is faster, by a fixed rule; that is the
-        default of a model whose weights are sparse. The results agree to rounding.
-        """
-        if path not in ("dense", "sparse", "auto"):
-            raise ValueError(f'products is one of "dense", "sparse", "auto", got {path!r}.')
-        before, self.products.path = self.products.path, path
-        try:
-            yield
-        finally:
-            self.products.path = before
 
     def get_residual(self, embed, *args: Any, **kwargs: Any) -> Any:
         """Override: the host knows no model without positions, and miscounts them in `generate`.
