@@ -127,6 +127,55 @@ def test_wide_rows_keep_what_a_stable_sort_keeps(width, n_kept, kind):
     assert torch.equal(abs_topk(x, n_kept), expected)
 
 
+LONG = 300_000  # a row that is marked by a sample's guess
+
+
+def long_rows() -> dict[str, torch.Tensor]:
+    x = torch.randn(LONG, generator=torch.Generator().manual_seed(0))
+    unlike = x.clone()
+    unlike[:: LONG // 2**16 | 1] *= 1e-3  # what the sample sees
+    return {
+        "random": x, "ties": (2 * x).round() / 2, "mostly zero": x * (x > 1.5), "zero": 0 * x,
+        "rising": torch.linspace(-1, 1, LONG), "unlike its sample": unlike,
+        "infinite": torch.where(x > 2, torch.inf, x), "double": x.double(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("n_kept", [1, 700, LONG // 64, LONG // 4, LONG - 3])
+@pytest.mark.parametrize("kind", long_rows())
+def test_a_matrix_keeps_what_a_stable_sort_keeps(kind, n_kept):
+    x = long_rows()[kind]
+    order = x.abs().argsort(descending=True, stable=True)[:n_kept]
+    expected = torch.zeros(LONG, dtype=torch.bool)
+    expected[order] = True
+    assert torch.equal(topk_mask(x.view(600, 500), n_kept), expected.view(600, 500))
+
+
+def test_nan_in_a_matrix_is_kept():
+    x = long_rows()["random"].clone()
+    x[[5, 100_000]] = torch.nan
+    mask = topk_mask(x, 1000)
+    assert int(mask.sum()) == 1000
+    assert mask[[5, 100_000]].all()
+
+
+@pytest.mark.parametrize("shape", [(600, 500), (20, 30, 500), (4, 250, 300)])
+@pytest.mark.parametrize("spare", [0, 1, 4000])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_a_guard_of_a_large_tensor_takes_each_lines_largest_first(shape, spare, dim):
+    """Also where it takes the whole budget, or nearly."""
+    x = long_rows()["random"].view(shape)
+    length = shape[dim]
+    n_kept = 3 * LONG // length + spare
+    lines = x.abs().movedim(dim, -1).reshape(-1, length).clone()
+    lines.scatter_(1, lines.topk(3).indices, torch.inf)
+    order = lines.flatten().argsort(descending=True, stable=True)[:n_kept]
+    expected = torch.zeros(LONG, dtype=torch.bool)
+    expected[order] = True
+    mask = topk_mask(x, n_kept, min_alive=3, alive_dim=dim).movedim(dim, -1)
+    assert torch.equal(mask.reshape(-1), expected)
+
+
 def test_a_guard_that_needs_more_than_the_budget_is_refused():
     with pytest.raises(ValueError, match="protects 6 of 9 entries, more than the 5"):
         topk_mask(torch.randn(3, 3), 5, min_alive=2)

@@ -11,11 +11,17 @@ Rows are worked on in chunks that fit in a core's cache, on several threads. num
 to `BLOCK` entries by networks of vector instructions, three times as fast an entry as it partitions
 longer ones, so a long row is sorted in blocks. In each block the threshold stands near the same
 rank, and the entries around it, from all blocks together, hold the threshold of the row.
+
+A whole matrix is one row of millions (`_mark_one`). There a sample says between which two
+magnitudes its threshold is, so one pass marks what is above, and only the few between are looked
+at.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +29,9 @@ from numpy.typing import NDArray
 
 from tl_sparse.threads import Work, for_chunks
 
-CHUNK = 2**16
-"""Entries that a thread works on at a time."""
+CHUNK = 2**17
+"""Entries that a thread works on at a time: few enough for its cache, and long enough work that
+handing it over costs little."""
 
 BLOCK = 512
 """The longest row that is sorted whole."""
@@ -36,21 +43,25 @@ of what chance does."""
 FLOATS = (torch.float32, torch.float64)
 """Types that numpy sorts."""
 
-SAMPLE = 2**18
+SAMPLE = 2**16
 """Entries of a matrix from which its threshold is guessed."""
+
+SURE = 5.0
+"""Standard deviations of chance by which a guess from a sample is widened to both sides."""
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.floating]
 Marks = NDArray[np.bool_]
+Places = NDArray[np.integer]
 
 
 def mark_largest(x: Rows, k: int) -> Marks:
     """Mark the k entries of largest magnitude in each row, 0 < k < width; NaN is the largest."""
     mask = np.empty(x.shape, dtype=bool)
-    if len(x) == 1:
-        _mark(x, k, np.empty_like(x), mask, alone=True)
-    else:
+    if len(x) > 1 or x.size < 4 * SAMPLE:
         _for_rows(x, partial(_mark_rows, x, k, mask))
+    elif not _mark_one(x[0], k, mask[0]):
+        _mark(x, k, np.empty_like(x), mask)
     return mask
 
 
@@ -70,42 +81,122 @@ def mark_guarded(weight: Floats, k: int, min_alive: int, axis: int) -> Marks:
     """
     if k == weight.size:
         return np.ones(weight.shape, dtype=bool)
-    magnitude = np.abs(np.ascontiguousarray(weight))
-    if np.isnan(magnitude.max()):
-        magnitude = np.nan_to_num(magnitude, nan=np.inf, posinf=np.inf)
+    axis %= weight.ndim
+    n_before, n_after = math.prod(weight.shape[:axis]), math.prod(weight.shape[axis + 1 :])
+    magnitude = np.abs(np.ascontiguousarray(weight)).reshape(n_before, -1, n_after)
     flat = magnitude.reshape(1, -1)
-    sample = flat[:, :: max(1, flat.size // SAMPLE)].copy()
-    guess = float(kth_largest(sample, max(1, k * sample.size // flat.size))[0])
-    poor = _n_above(magnitude, 1.1 * guess, axis) < min_alive
-    lines = np.moveaxis(magnitude, axis, -1)
-    while True:
-        chosen = lines[poor]
-        guard = np.ones(chosen.shape, dtype=bool)
-        if chosen.size and min_alive < chosen.shape[-1]:
-            guard = mark_largest(chosen, min_alive)
-        lines[poor] = np.where(guard, np.inf, chosen)
-        threshold = float(kth_largest(flat.copy(), k, alone=True)[0])
-        mask = magnitude >= threshold
-        if np.count_nonzero(mask) != k:
-            mask = mark_largest(flat, k).reshape(weight.shape)
-        lines[poor] = chosen
-        missed = ~poor & (_n_above(magnitude, threshold, axis) < min_alive)
-        if not missed.any():
-            return mask
-        poor |= missed
+    if np.isnan(flat[0] @ flat[0]):
+        np.nan_to_num(magnitude, copy=False, nan=np.inf, posinf=np.inf)
+    poor = np.ones((n_before, n_after), dtype=bool)
+    if k > 2 * min_alive * poor.size:  # else the guard leaves little, and many lines are poor
+        poor = _counts(magnitude > 1.1 * _around(flat[0], k)[1]) < min_alive
+    mask, missed = _with_guard(magnitude, k, min_alive, poor)
+    if missed.any():
+        mask, missed = _with_guard(magnitude, k, min_alive, poor | missed)
+    if missed.any():  # the guard takes so much that line after line turns out poor
+        mask, _ = _with_guard(magnitude, k, min_alive, np.ones_like(poor))
+    return mask.reshape(weight.shape)
 
 
-def _n_above(magnitude: Floats, threshold: float, axis: int) -> NDArray[np.integer]:
-    """Count the entries above a threshold along an axis."""
-    above = (magnitude > threshold).view(np.uint8)
-    return above.sum(axis=axis, dtype=np.int32)
+def _with_guard(magnitude: Floats, k: int, min_alive: int, poor: Marks) -> tuple[Marks, Marks]:
+    """Mark k entries, the guard's of the poor lines first; tell which others it should have had."""
+    before, after = np.nonzero(poor)
+    guarded = _guarded(magnitude, before, after, min_alive)
+    values = magnitude[guarded]
+    magnitude[guarded] = np.inf
+    mask = mark_largest(magnitude.reshape(1, -1), k).reshape(magnitude.shape)
+    magnitude[guarded] = values
+    return mask, ~poor & (_counts(mask) < min_alive)
 
 
-def kth_largest(rows: Rows, k: int, *, alone: bool = False) -> Rows:
-    """Give the k-th largest entry of each row, 0 < k <= width; the rows are left in disorder.
+def _counts(mask: Marks) -> NDArray[np.integer]:
+    """Count the marks of each line along the middle axis."""
+    marks = mask.view(np.uint8)
+    total = np.zeros((mask.shape[0], mask.shape[2]), dtype=np.int64)
+    for start in range(0, mask.shape[1], 255):  # so many fit in a byte
+        total += marks[:, start : start + 255].sum(axis=1, dtype=np.uint8)
+    return total
 
-    `alone` says that no other thread of ours is at work, so that one row can have them all.
+
+def _guarded(
+    magnitude: Floats, before: Places, after: Places, min_alive: int
+) -> tuple[Places, Places, Places]:
+    """Give the places of the largest entries of some lines along the middle axis."""
+    if len(magnitude) == 1:
+        lines = np.ascontiguousarray(magnitude[0].take(after, axis=1).T)
+    else:
+        lines = np.ascontiguousarray(magnitude[before, :, after])
+    guard = np.ones(lines.shape, dtype=bool)
+    if lines.size and min_alive < lines.shape[1]:
+        guard = mark_largest(lines, min_alive)
+    line, place = np.nonzero(guard)
+    return before[line], place, after[line]
+
+
+def _around(row: Rows, k: int) -> tuple[float, float]:
+    """Give two magnitudes between which the k-th largest of a long row is, almost surely."""
+    step = row.size // SAMPLE | 1  # odd: not always the same column of a matrix
+    sample = np.abs(row[::step])
+    share, n = k / row.size, sample.size
+    slack = SURE * math.sqrt(share * (1 - share) * n) + 1
+    low, high = math.ceil(share * n + slack), math.floor(share * n - slack)  # ranks, 1 the largest
+    sample.partition([max(0, n - low), min(n - 1, n - high)])
+    at_low = float(sample[n - low]) if low <= n else 0.0
+    return at_low, float(sample[n - high]) if high >= 1 else math.inf
+
+
+class _Chunk(NamedTuple):
+    """What a chunk of a long row has to say."""
+
+    start: int
+    n_above: int
+    places: Places
+    """Of entries that may be among the largest."""
+    values: Rows
+
+
+def _mark_one(row: Rows, k: int, mask: Marks) -> bool:
+    """Mark the k largest of one long row, and tell whether that went well.
+
+    It does not where the row has a NaN, or the sample was unlike the rest.
     """
+    low, high = _around(row, k)
+    found: list[_Chunk] = []
+    mark = partial(_mark_above, row, low, high, mask, found)
+    for_chunks(len(row), 2 * CHUNK, partial(_begin, mark, 2 * CHUNK, 1, row.dtype))
+    found.sort(key=attrgetter("start"))
+    between = np.concatenate([chunk.places for chunk in found])
+    values = np.concatenate([chunk.values for chunk in found])
+    missing = k - sum(chunk.n_above for chunk in found)
+    if np.isnan(row @ row) or not 0 <= missing <= len(values):
+        return False
+    if missing:
+        threshold = np.partition(values, len(values) - missing)[len(values) - missing]
+        above, equal = values > threshold, np.flatnonzero(values == threshold)
+        mask[between[above]] = True
+        mask[between[equal[: missing - np.count_nonzero(above)]]] = True
+    return True
+
+
+def _mark_above(
+    row: Rows,
+    low: float,
+    high: float,
+    mask: Marks,
+    found: list[_Chunk],
+    chunk: slice,
+    scratch: Rows,
+) -> None:
+    """Mark what is above `high` in a chunk, and note what is not, but at least `low`."""
+    magnitude, marks = np.abs(row[chunk], out=scratch[:, 0]), mask[chunk]
+    np.greater(magnitude, high, out=marks)
+    places = np.flatnonzero((magnitude >= low) & ~marks)
+    n_above = int(np.count_nonzero(marks))
+    found.append(_Chunk(chunk.start, n_above, places + chunk.start, magnitude[places]))
+
+
+def kth_largest(rows: Rows, k: int) -> Rows:
+    """Give the k-th largest entry of each row, 0 < k <= width; the rows are left in disorder."""
     n_rows, width = rows.shape
     if width <= BLOCK:
         rows.sort(axis=-1)
@@ -115,11 +206,7 @@ def kth_largest(rows: Rows, k: int, *, alone: bool = False) -> Rows:
         return rows[:, width - k].copy()
     n_blocks = width // BLOCK
     blocks = rows.reshape(n_rows, n_blocks, BLOCK)
-    if alone:
-        whole = blocks.reshape(-1, BLOCK)
-        _for_rows(whole, lambda some, scratch: whole[some].sort(axis=-1))
-    else:
-        blocks.sort(axis=-1)
+    blocks.sort(axis=-1)
     # In rising order; the threshold stands so many places from the end of each block, or nearly.
     low = max(0, BLOCK - -(-k // n_blocks) - AROUND)
     high = min(BLOCK, BLOCK - k // n_blocks + AROUND)
@@ -138,9 +225,9 @@ def kth_largest(rows: Rows, k: int, *, alone: bool = False) -> Rows:
     return found
 
 
-def _mark(x: Rows, k: int, scratch: Rows, mask: Marks, *, alone: bool = False) -> None:
+def _mark(x: Rows, k: int, scratch: Rows, mask: Marks) -> None:
     np.abs(x, out=scratch)
-    threshold = kth_largest(scratch, k, alone=alone)[:, None]
+    threshold = kth_largest(scratch, k)[:, None]
     np.abs(x, out=scratch)
     np.greater_equal(scratch, threshold, out=mask)
     n_kept = np.count_nonzero(mask)

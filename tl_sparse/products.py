@@ -33,15 +33,15 @@ from tl_sparse.threads import Work, for_chunks
 
 ProductPath = Literal["dense", "sparse", "auto"]
 
-CHUNK = 256
-"""Tokens that a thread works on at a time."""
+CHUNK, ROOM = 512, 2**19
+"""Tokens that a thread works on at a time, at most, and numbers that go in and out with them."""
 
 DENSE, LIVE, TRANSPOSED = 0.025, 0.135, 1.0
 """Nanoseconds that one thread takes a token: for a multiplication of the dense product, for a live
 weight, and for an entry that is moved to the other order of rows and columns."""
 
-CALL = 150e3
-"""Nanoseconds that a product from live weights takes beyond that."""
+CALL = 1.2e6
+"""Nanoseconds that a product from live weights takes beyond that, with its gradients' share."""
 
 
 class LiveWeights:
@@ -100,6 +100,11 @@ def pays(n_tokens: int, n_in: int, n_out: int, n_live: int) -> bool:
     dense = DENSE * n_in * n_out
     sparse = LIVE * n_live + TRANSPOSED * (n_in + n_out)
     return n_tokens * (dense - sparse) > CALL
+
+
+def chunk_of(shape: tuple[int, int]) -> int:
+    """Give the tokens that a thread takes at a time, which fit in its cache; W and W^T alike."""
+    return max(64, min(CHUNK, ROOM // sum(shape)))
 
 
 @dataclass
@@ -164,7 +169,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x, weight, bias, live, live_gradient):
         values, blocks = live.values(weight), None
         if ctx.needs_input_grad[1] and live_gradient:
-            blocks = [torch.empty(0)] * -(-len(x) // CHUNK)
+            blocks = [torch.empty(0)] * -(-len(x) // chunk_of(live.shape))
         y = _times(live.transposed(values), x, bias, blocks)
         ctx.save_for_backward(values, *(blocks or [x] * ctx.needs_input_grad[1]))
         ctx.live, ctx.live_gradient = live, live_gradient
@@ -193,8 +198,9 @@ def _times(
     """Give (matrix x^T)^T + bias, and keep the chunks of x^T in `blocks` if there is a list."""
     y = torch.empty(len(x), matrix.shape[0], dtype=x.dtype)  # pyright: ignore[reportOptionalSubscript]
     shift = None if bias is None else bias.detach().numpy()[:, None]
-    chunks = _Chunks(matrix, x.detach(), shift, y, blocks)
-    for_chunks(len(x), CHUNK, chunks.begin)
+    chunk = chunk_of((x.shape[1], y.shape[1]))
+    chunks = _Chunks(matrix, x.detach(), shift, y, blocks, chunk)
+    for_chunks(len(x), chunk, chunks.begin)
     return y
 
 
@@ -207,14 +213,15 @@ class _Chunks:
     shift: NDArray[Any] | None
     y: Tensor
     blocks: list[Tensor] | None
+    n_tokens: int
 
     def begin(self) -> Work:
-        return partial(self.do, self.x.new_empty(self.x.shape[1], CHUNK))
+        return partial(self.do, self.x.new_empty(self.x.shape[1], self.n_tokens))
 
     def do(self, room: Tensor, start: int, stop: int) -> None:
         columns = room[:, : stop - start]
         if self.blocks is not None:
-            columns = self.blocks[start // CHUNK] = room.new_empty(len(room), stop - start)
+            columns = self.blocks[start // self.n_tokens] = room.new_empty(len(room), stop - start)
         columns.copy_(self.x[start:stop].T)
         product = self.matrix @ columns.numpy()
         if self.shift is not None:

@@ -17,6 +17,7 @@ from tl_sparse.bench.settings import BenchSettings
 from tl_sparse.bench.sizes import SIZES, Size
 from tl_sparse.bench.timing import Measurement, clock_of, measure
 from tl_sparse.bench.training import inference, training
+from tl_sparse.threads import keep_freed_memory
 
 KINDS: dict[str, Callable[[Size, torch.device], list[Measurement]]] = {
     "training": training,
@@ -47,6 +48,7 @@ def run_bench(
         OSError: If the files can't be written; that is tried before any work.
     """
     settings = settings or BenchSettings()
+    keep_freed_memory()  # as `train` does, for all candidates alike
     device = settings.resolved_device()
     clock = clock_of(device)
     with _threads(settings.threads):

@@ -1,0 +1,113 @@
+"""`tl-sparse sweep`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_sparse.cli.speaking import errors, names, say
+
+
+def sweep(
+    figures: Annotated[
+        str,
+        typer.Argument(
+            help="What to make, joined by commas: figure2, figure3, activation, optimizer, methods."
+        ),
+    ],
+    preset: Annotated[
+        str, typer.Option(help="How large: tiny, laptop, gpu or paper; --estimate says what it is.")
+    ] = "laptop",
+    folder: Annotated[
+        Path, typer.Option(help="Where cells, models and text are kept; run again to go on.")
+    ] = Path("sweep"),
+    seeds: Annotated[
+        str | None, typer.Option(help="Joined by commas, in place of the preset's.")
+    ] = None,
+    only_tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Joined by commas, in place of the preset's.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes on this machine; 0 does one cell after the other.")
+    ] = 0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a Dask scheduler, tcp://host:8786; its workers see FOLDER too."
+        ),
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Begin no cell after so long; go on another time.")
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what there is to do, and do nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Train many models, prune many tasks, and draw the paper's figures with ours.
+
+    A sweep is a list of cells: one training, or one task pruned on one model. Each finished cell is
+    a small JSON file in FOLDER/cells, and whatever stops a sweep, the same command goes on from
+    them. Numbers, table and page are written to FOLDER as figure3.json, .md and .html.
+
+    For example:  tl-sparse sweep figure3 --preset tiny --folder /tmp/sweep
+    tl-sparse sweep figure2,figure3 --workers 2 --hours 2
+    """
+    from tl_sparse.sweeps import FIGURES, PRESETS, Store, run_cells, summarise
+
+    try:
+        chosen = PRESETS[_known(preset, PRESETS, "preset")]
+        wanted = [_known(name, FIGURES, "figure") for name in names(figures)]
+        if seeds is not None:
+            chosen = replace(chosen, seeds=tuple(_seed(seed) for seed in names(seeds)))
+        if only_tasks is not None:
+            chosen = replace(chosen, tasks=tuple(_task(name) for name in names(only_tasks)))
+        store = Store(folder)
+        text = chosen.text(store.text_folder, progress=not quiet)
+        cells = {c.key: c for name in wanted for c in FIGURES[name](chosen, text)}
+        cells = list(cells.values())
+        if estimate:
+            todo = len(store.pending(cells))
+            say(f"{len(cells)} cells, {todo} of them to do.")
+            say(f"The whole preset is estimated at {chosen.hours:g} hours on its machine.")
+            return
+        outcome = run_cells(
+            cells, store, workers=workers, scheduler=scheduler, hours=hours, progress=not quiet
+        )
+        for name in wanted:
+            summary = summarise(name, chosen, text, store)
+            summary.save(folder)
+            say(json.dumps(summary.to_dict()) if as_json else summary.markdown())
+    except (ValueError, OSError) as error:
+        errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        errors.print(f"Stopped. The same command goes on from {folder}.", markup=False)
+        raise typer.Exit(130) from None
+    for label, why in outcome.failed.items():
+        errors.print(f"Failed: {label}: {why}", markup=False)
+    if outcome.n_left:
+        errors.print(f"{outcome.n_left} cells are left; the same command goes on.", markup=False)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _known(name: str, known: object, what: str) -> str:
+    assert isinstance(known, dict)
+    if name not in known:
+        raise ValueError(f"A {what} is one of {', '.join(known)}; got {name!r}.")
+    return name
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"seeds are whole numbers joined by commas, got {text!r}. Try 0,1,2.")
+    return int(text)
+
+
+def _task(name: str) -> str:
+    from tl_sparse.tasks import spec
+
+    return spec(name).name

@@ -1,0 +1,214 @@
+"""Cells: the pieces of work of a sweep, each a function of its own settings alone.
+
+1. A cell is frozen data: what to train (`ModelCell`), or what to prune on which model
+   (`CircuitCell`). Its `spec` says all of it as JSON, and the hash of that is its `key`.
+2. `needs` are cells that have to be done before.
+3. `work.do` does a cell and gives a small result, as JSON. The same cell gives the same result, bit
+   for bit, on the same kind of machine: seeds are part of it, times are not.
+
+Nothing here knows how cells are done, in which order, or where.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.data import Corpus, python_corpus
+from tl_sparse.rules import POSITIVE_INTEGER, WORD, check_fields, checks_itself, choice
+
+
+@checks_itself
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The text that models are trained on: the arguments of `data.python_corpus`, and its hash.
+
+    The hash makes a cell's key, so that results on another text, as another version of Python has
+    it, never pass for these.
+    """
+
+    hash: str
+    n_characters: int
+    vocab_size: int
+    dialect: str
+
+    def __post_init__(self) -> None:
+        check_fields(self, WORD, "hash")
+        check_fields(self, POSITIVE_INTEGER, "n_characters", "vocab_size")
+        check_fields(self, choice("plain", "tasks"), "dialect")
+
+    @classmethod
+    @checks_itself
+    def of(
+        cls,
+        folder: str | Path,
+        *,
+        n_characters: int = 24_000_000,
+        vocab_size: int = 1024,
+        dialect: str = "tasks",
+        progress: bool = True,
+    ) -> "Text":
+        """Make or open the text in a folder, and describe it.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        asked: dict[str, Any] = {
+            "n_characters": n_characters, "vocab_size": vocab_size, "dialect": dialect
+        }  # fmt: skip
+        corpus = python_corpus(**asked, cache_dir=Path(folder), progress=progress)
+        return cls(hash=corpus.hash, **asked)
+
+    def open(self, folder: str | Path, *, progress: bool = True) -> Corpus:
+        """Make or open the text in a folder.
+
+        Raises:
+            ValueError: If it is another text on this machine.
+        """
+        asked: dict[str, Any] = {k: v for k, v in self.spec().items() if k != "hash"}
+        corpus = python_corpus(**asked, cache_dir=Path(folder), progress=progress)
+        if corpus.hash != self.hash:
+            raise ValueError(
+                f"The cell asks for the text {self.hash[:12]} and this machine's is "
+                f"{corpus.hash[:12]}: half of it is the interpreter's own library. Make the plan "
+                "anew here, with the same Python everywhere."
+            )
+        return corpus
+
+    def spec(self) -> dict[str, Any]:
+        """Give the fields as plain JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class Cell(ABC):
+    """One piece of work."""
+
+    kind: ClassVar[str]
+
+    @property
+    def needs(self) -> "tuple[Cell, ...]":
+        """The cells that have to be done before."""
+        return ()
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What is done, in a few words."""
+
+    def spec(self) -> dict[str, Any]:
+        """Give everything that the result hangs on, as plain JSON values."""
+        values = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # pyright: ignore[reportArgumentType]
+        return json.loads(json.dumps({"kind": self.kind} | values))
+
+    @property
+    def key(self) -> str:
+        """The cell's name in a store: a hash of its spec."""
+        text = json.dumps(self.spec(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Cell | Text):
+        return value.spec()
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+@checks_itself
+@dataclass(frozen=True, kw_only=True)
+class ModelCell(Cell):
+    """Train one model: `train`, on a shape of `presets.demo_shape`."""
+
+    kind: ClassVar[str] = "model"
+
+    text: Text
+    width: int
+    """d_model; heads of 16, d_mlp = 4 x d_model."""
+    n_layers: int = 2
+    n_ctx: int = 128
+    sparsity: SparsityConfig
+    training: TrainingConfig
+    """Its seed seeds the weights too."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_fields(self, POSITIVE_INTEGER, "width", "n_layers", "n_ctx")
+        check_fields(self, choice("cpu", "cuda"), "device")
+
+    @property
+    def label(self) -> str:
+        """Width, density and seed."""
+        density = self.sparsity.weight_density
+        arm = "dense" if density == 1 else f"density {density:.3g}"
+        return f"train width {self.width}, {arm}, seed {self.training.seed}"
+
+
+@checks_itself
+@dataclass(frozen=True, kw_only=True)
+class CircuitCell(Cell):
+    """Prune one task on one model, and audit the circuit if asked to."""
+
+    kind: ClassVar[str] = "circuit"
+
+    model: ModelCell
+    task: str
+    pruning: PruningConfig
+    n_reference_tokens: int = 2**18
+    audit: AuditConfig | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, WORD, "task")
+        check_fields(self, POSITIVE_INTEGER, "n_reference_tokens")
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """The model."""
+        return (self.model,)
+
+    @property
+    def label(self) -> str:
+        """Task, target and model."""
+        how = "" if self.pruning.method == "learned" else f" by {self.pruning.method}"
+        on = self.model.label.removeprefix("train ")
+        return f"prune {self.task}{how} at {self.pruning.target_loss:g}, {on}"
+
+
+def cell_of(spec: Mapping[str, Any]) -> Cell:
+    """Build the cell that a spec describes.
+
+    Raises:
+        ValueError: If it describes none.
+    """
+    values = dict(spec)
+    kind = values.pop("kind", None)
+    builders = {"model": _model_of, "circuit": _circuit_of}
+    if kind not in builders:
+        raise ValueError(f"A cell's kind is one of {', '.join(builders)}, got {kind!r}.")
+    try:
+        return builders[kind](values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"This is no {kind} cell of this version: {error}. Remove its file; the sweep makes it "
+            "anew."
+        ) from error
+
+
+def _model_of(values: dict[str, Any]) -> ModelCell:
+    values["text"] = Text(**values["text"])
+    values["sparsity"] = SparsityConfig.from_dict(values["sparsity"])
+    values["training"] = TrainingConfig.from_dict(values["training"])
+    return ModelCell(**values)
+
+
+def _circuit_of(values: dict[str, Any]) -> CircuitCell:
+    model = cell_of(values["model"])
+    if not isinstance(model, ModelCell):
+        raise TypeError("its model is none")
+    values["model"] = model
+    values["pruning"] = PruningConfig.from_dict(values["pruning"])
+    if values["audit"] is not None:
+        values["audit"] = AuditConfig.from_dict(values["audit"])
+    return CircuitCell(**values)

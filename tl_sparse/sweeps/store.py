@@ -1,0 +1,123 @@
+"""The store: a folder that holds what is done, a small JSON file for each cell.
+
+    folder/cells/<key>.json     spec and result of a finished cell: what is committed
+    folder/models/<key>/        a model's checkpoint and log, references, circuits, audits: large,
+                                made again where it is missing and something still needs it
+    folder/seconds/<key>.json   how long the cell took, outside of its result
+    folder/text/                the tokens
+
+A cell's file appears whole or not at all, and only when the cell is done. So a sweep that is killed
+at any moment goes on from the finished cells, and training from its last checkpoint.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tl_sparse.files import write_text
+from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell
+
+FORMAT = "tl_sparse.cell/1"
+
+
+class Store:
+    """The finished cells in a folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        """Folder and count."""
+        n = len(list((self.folder / "cells").glob("*.json")))
+        return f"Store({str(self.folder)!r}, {n} cells done)"
+
+    @property
+    def text_folder(self) -> Path:
+        """Where the tokens are."""
+        return self.folder / "text"
+
+    def place(self, cell: ModelCell) -> Path:
+        """Give the folder for what a model leaves beside its result."""
+        return self.folder / "models" / cell.key
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """Give the result of a cell, or None if it is not done.
+
+        A circuit of a model that was since trained to other weights, on another machine, counts as
+        not done.
+
+        Raises:
+            ValueError: If its file can't be read.
+        """
+        found = self._read(cell)
+        if isinstance(cell, CircuitCell) and found is not None:
+            model = self._read(cell.model)
+            if model is None or model["model_hash"] != found["model_hash"]:
+                return None
+        return found
+
+    def _read(self, cell: Cell) -> dict[str, Any] | None:
+        path = self._file(cell)
+        if not path.is_file():
+            return None
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            good = kept["format"] == FORMAT and kept["cell"] == cell.spec()
+            result = dict(kept["result"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no cell's file: {error}. Remove it.") from error
+        if not good:
+            raise ValueError(f"{path} holds another cell than its name says. Remove it.")
+        return result
+
+    def keep(self, cell: Cell, result: Mapping[str, Any], *, seconds: float) -> None:
+        """Write down that a cell is done.
+
+        Raises:
+            OSError: If the disk is full; nothing half-written is left.
+        """
+        whole = {"format": FORMAT, "cell": cell.spec(), "result": dict(result)}
+        taken = {"cell": cell.label, "seconds": round(seconds, 1)}
+        write_text(self.folder / "seconds" / f"{cell.key}.json", json.dumps(taken) + "\n")
+        write_text(self._file(cell), json.dumps(whole, indent=1, sort_keys=True) + "\n")
+
+    def seconds(self, cells: Iterable[Cell]) -> float:
+        """Add up the seconds that cells took on the machines that they ran on."""
+        total = 0.0
+        for cell in cells:
+            path = self.folder / "seconds" / f"{cell.key}.json"
+            if path.is_file():
+                total += json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        return total
+
+    def pending(self, cells: Iterable[Cell]) -> list[Cell]:
+        """List what is to be done for some cells, each after what it needs.
+
+        A model that is done is trained again only where its checkpoint is gone and a cell that is
+        not done needs it.
+        """
+        found: dict[str, Cell] = {}
+
+        def add(cell: Cell) -> None:
+            if cell.key in found:
+                return
+            for needed in cell.needs:
+                if self.result(needed) is None or not self._is_here(needed):
+                    add(needed)
+            found[cell.key] = cell
+
+        for cell in cells:
+            if self.result(cell) is None:
+                add(cell)
+        return list(found.values())
+
+    def _is_here(self, cell: Cell) -> bool:
+        return not isinstance(cell, ModelCell) or self.model_folder(cell).is_dir()
+
+    def model_folder(self, cell: ModelCell) -> Path:
+        """Give the folder of the trained model."""
+        return self.place(cell) / "checkpoint" / "model"
+
+    def _file(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.key}.json"

@@ -1,0 +1,180 @@
+"""What cells do: train and measure a model, find and audit a circuit.
+
+Everything is kept at the place where it can be found again: checkpoints, references, circuits.
+"""
+
+import json
+import math
+import time
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from tl_sparse.ablation import References, references
+from tl_sparse.auditing import audit
+from tl_sparse.checkpoints import read_tensors, write_tensors
+from tl_sparse.circuit import Circuit, Site
+from tl_sparse.data import Corpus
+from tl_sparse.files import whole_folder, write_text
+from tl_sparse.model import HookedSparseTransformer
+from tl_sparse.presets import demo_shape
+from tl_sparse.pruning import TaskGateError, UnreachableTargetError, prune
+from tl_sparse.sites import model_hash
+from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell
+from tl_sparse.sweeps.store import Store
+from tl_sparse.tasks import Task, get
+from tl_sparse.training import DivergedError, train
+
+N_KURTOSIS_WINDOWS = 32
+"""Validation windows over which the kurtosis is measured."""
+
+
+def do(cell: Cell, store: Store, *, progress: bool = True) -> dict[str, Any]:
+    """Do a cell whose needs are done, and give its result; the store keeps it.
+
+    Raises:
+        ValueError: If the text on this machine is not the cell's.
+        OSError: If the disk is full.
+    """
+    began = time.perf_counter()
+    if isinstance(cell, ModelCell):
+        result = train_model(cell, store, progress=progress)
+    else:
+        assert isinstance(cell, CircuitCell)
+        result = find_circuit(cell, store, progress=progress)
+    store.keep(cell, result, seconds=time.perf_counter() - began)
+    return result
+
+
+def train_model(cell: ModelCell, store: Store, *, progress: bool) -> dict[str, Any]:
+    """Train a cell's model, or go on with it, and measure it."""
+    corpus = cell.text.open(store.text_folder, progress=progress)
+    shape = demo_shape(corpus.d_vocab, width=cell.width, seed=cell.training.seed)
+    shape |= {"n_layers": cell.n_layers, "n_ctx": cell.n_ctx, "device": cell.device}
+    model = HookedSparseTransformer(shape, tokenizer=corpus.tokenizer, sparsity=cell.sparsity)
+    try:
+        history = train(model, corpus, cell.training, folder=store.place(cell), progress=progress)
+    except DivergedError:
+        return {"model_hash": "", "diverged": True}
+    summary = model.summary()
+    return {
+        "model_hash": model_hash(model),
+        "validation_loss": history.validation_loss,
+        "bits_per_byte": bits_per_byte(history.validation_loss, corpus),
+        "n_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "n_nonzero": int(sum(int((p != 0).sum()) for p in model.parameters() if p.requires_grad)),
+        "n_nonzero_blocks": block_nonzeros(model),
+        "dead_neurons": list(summary.n_dead_neurons),
+        "kurtosis": final_kurtosis(model, corpus),
+    }
+
+
+def bits_per_byte(loss: float, corpus: Corpus) -> float:
+    """Turn nats per token of the validation split into bits per byte."""
+    return loss / math.log(2) / corpus.validation.bytes_per_token
+
+
+def block_nonzeros(model: HookedTransformer) -> int:
+    """Count the nonzero entries of the blocks' weight matrices, the edges of the whole model."""
+    return sum(
+        int((p != 0).sum())
+        for n, p in model.named_parameters()
+        if n.startswith("blocks.") and "W_" in n
+    )
+
+
+@torch.no_grad()
+def final_kurtosis(model: HookedTransformer, corpus: Corpus) -> float:
+    """Give the mean log kurtosis of the final residual stream's channels at a token.
+
+    Fourth moment over squared second, over the channels of one token, about their mean; then the
+    mean of its logarithm over tokens (Gao et al. 2025, Fig. 10, which does not say over what).
+    """
+    windows = corpus.validation.windows(n_ctx=model.cfg.n_ctx, n_windows=N_KURTOSIS_WINDOWS)
+    name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    _, cache = model.run_with_cache(windows.to(model.cfg.device), names_filter=name)
+    return float(log_kurtosis(cache[name].flatten(0, 1).double()).mean())
+
+
+def log_kurtosis(x: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
+    """Give the log of the kurtosis of each row; log 3 for normal channels."""
+    centred = x - x.mean(-1, keepdim=True)
+    return ((centred**4).mean(-1) / (centred**2).mean(-1) ** 2).log()
+
+
+# -- circuits ---------------------------------------------------------------------------------
+
+
+def find_circuit(cell: CircuitCell, store: Store, *, progress: bool) -> dict[str, Any]:
+    """Prune a cell's task on its model, and audit the circuit."""
+    trained = store.result(cell.model)
+    assert trained is not None
+    found: dict[str, Any] = {"model_hash": trained["model_hash"], "note": ""}
+    if trained.get("diverged"):
+        return found | {"note": "the model diverged"}
+    folder = store.model_folder(cell.model)
+    model = HookedSparseTransformer.load(folder, device=cell.model.device)
+    corpus = cell.model.text.open(store.text_folder, progress=progress)
+    try:
+        task = get(cell.task, tokenizer=model.tokenizer)
+    except ValueError as error:
+        return found | {"note": f"this tokenizer can't have it: {error}"}
+    refs = _references(cell, store, model, corpus, progress=progress)
+    try:
+        circuit = prune(model, task, refs, cell.pruning, progress=progress)
+    except TaskGateError as error:
+        return found | {"note": "can't do the task", "losses": error.losses}
+    except UnreachableTargetError as error:
+        losses = error.losses | {"best": error.best_loss}
+        return found | {"note": "no circuit reaches the target", "losses": losses}
+    circuit.save(store.place(cell.model) / "circuits" / f"{cell.key}.json")
+    found |= {"losses": circuit.losses, "stages": circuit.provenance["stages"]}
+    found |= {"n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges}
+    found |= {"n_interface": circuit.n_interface, "n_biases": circuit.n_biases}
+    return found | _audited(cell, store, model, circuit, task, corpus, progress=progress)
+
+
+def _audited(
+    cell: CircuitCell,
+    store: Store,
+    model: HookedSparseTransformer,
+    circuit: Circuit,
+    task: Task,
+    corpus: Corpus,
+    *,
+    progress: bool,
+) -> dict[str, Any]:
+    """Give the audit's verdicts and the harm of taking the circuit out."""
+    if cell.audit is None or not circuit.nodes:
+        return {}
+    report = audit(model, circuit, task, corpus, cell.audit, progress=progress)
+    report.save(store.place(cell.model) / "audits" / f"{cell.key}.json")
+    harm = {f.name.split()[-2]: f.value for f in report.findings if f.name.startswith("harm of")}
+    return {"verdicts": report.verdicts(), "harm": harm}
+
+
+def _references(
+    cell: CircuitCell,
+    store: Store,
+    model: HookedSparseTransformer,
+    corpus: Corpus,
+    *,
+    progress: bool,
+) -> References:
+    """Measure the means of a model's nodes, or open those that another cell measured."""
+    place = store.place(cell.model) / f"references-{cell.n_reference_tokens}"
+    if (place / "references.json").is_file():
+        about = json.loads((place / "references.json").read_text(encoding="utf-8"))
+        if about["model_hash"] == model_hash(model):
+            tensors = read_tensors(place / "values.safetensors")
+            values = {Site.parse(name): tensor for name, tensor in tensors.items()}
+            return References(values, "corpus_mean", about["model_hash"], about["provenance"])
+    refs = references(model, corpus, cell.n_reference_tokens, progress=progress)
+    about = {"model_hash": refs.model_hash, "provenance": dict(refs.provenance)}
+    with whole_folder(place) as temporary:
+        write_tensors(temporary / "values.safetensors", {str(s): v for s, v in refs.values.items()})
+        write_text(temporary / "references.json", json.dumps(about))
+    return refs
