@@ -64,6 +64,8 @@ LAYERS = {
     "sae_baseline": 7,
     "audit_page": 8,
     "bench": 8,
+    "sweeps": 8,
+    "zoo": 8,
     "report": 9,
     "demo_arms": 8,
     "demo": 10,

@@ -16,7 +16,7 @@ The whole flow, each name in the order in which one meets it:
     print(audit(model, circuit, task, corpus))                        # can it be proved wrong?
 """
 
-from tl_sparse import data, tasks
+from tl_sparse import data, tasks, zoo
 from tl_sparse.ablation import References, only_circuit, references
 from tl_sparse.auditing import AuditReport, audit
 from tl_sparse.circuit import Circuit, Edge, Node, Site
@@ -25,6 +25,7 @@ from tl_sparse.history import History
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.pruning import prune
 from tl_sparse.sites import site_map
+from tl_sparse.sweeps import compare
 from tl_sparse.training import train
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "SparsityConfig",
     "TrainingConfig",
     "audit",
+    "compare",
     "data",
     "only_circuit",
     "prune",
@@ -50,4 +52,5 @@ __all__ = [
     "site_map",
     "tasks",
     "train",
+    "zoo",
 ]

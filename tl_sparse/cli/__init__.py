@@ -1,4 +1,4 @@
-"""The command line, `tl-sparse demo | tasks | prune | audit | sweep | info | bench`.
+"""The command line, `tl-sparse demo | tasks | prune | audit | compare | sweep | info | bench`.
 
 Each command is thin over the functions of the same name, in a module of its own. What they need is
 imported when they run, so that `--help` is quick.
@@ -15,6 +15,7 @@ import typer
 
 from tl_sparse.cli.bench import bench
 from tl_sparse.cli.circuits import audit, prune
+from tl_sparse.cli.compare import compare
 from tl_sparse.cli.demo import demo
 from tl_sparse.cli.info import info
 from tl_sparse.cli.sweep import sweep
@@ -34,7 +35,7 @@ def _main() -> None:
     """Weight-sparse transformers and their circuits, for TransformerLens."""
 
 
-for _command in (demo, tasks, prune, audit, sweep, info, bench):
+for _command in (demo, tasks, prune, audit, compare, sweep, info, bench):
     app.command()(_command)
 
 __all__ = ["app"]

@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl_sparse.cli.speaking import errors, names, say
+
+if TYPE_CHECKING:
+    from tl_sparse.sweeps import Outcome, Preset
 
 
 def sweep(
@@ -56,19 +59,15 @@ def sweep(
     For example:  tl-sparse sweep figure3 --preset tiny --folder /tmp/sweep
     tl-sparse sweep figure2,figure3 --workers 2 --hours 2
     """
-    from tl_sparse.sweeps import FIGURES, PRESETS, Store, run_cells, summarise
+    from tl_sparse.sweeps import FIGURES, Store, run_cells, summarise
 
     try:
-        chosen = PRESETS[_known(preset, PRESETS, "preset")]
         wanted = [_known(name, FIGURES, "figure") for name in names(figures)]
-        if seeds is not None:
-            chosen = replace(chosen, seeds=tuple(_seed(seed) for seed in names(seeds)))
-        if only_tasks is not None:
-            chosen = replace(chosen, tasks=tuple(_task(name) for name in names(only_tasks)))
+        chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks)
         store = Store(folder)
         text = chosen.text(store.text_folder, progress=not quiet)
-        cells = {c.key: c for name in wanted for c in FIGURES[name](chosen, text)}
-        cells = list(cells.values())
+        by_key = {c.key: c for name in wanted for c in FIGURES[name](chosen, text)}
+        cells = list(by_key.values())
         if estimate:
             todo = len(store.pending(cells))
             say(f"{len(cells)} cells, {todo} of them to do.")
@@ -87,11 +86,40 @@ def sweep(
     except KeyboardInterrupt:
         errors.print(f"Stopped. The same command goes on from {folder}.", markup=False)
         raise typer.Exit(130) from None
+    finish(outcome)
+
+
+def finish(outcome: "Outcome") -> None:
+    """Say what failed and what is left, and end with the exit code for it."""
     for label, why in outcome.failed.items():
         errors.print(f"Failed: {label}: {why}", markup=False)
     if outcome.n_left:
         errors.print(f"{outcome.n_left} cells are left; the same command goes on.", markup=False)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+def chosen_preset(
+    name: str,
+    *,
+    seeds: str | None = None,
+    only_tasks: str | None = None,
+    targets: str | None = None,
+) -> "Preset":
+    """Give a preset, with whatever was asked for in place of its own.
+
+    Raises:
+        ValueError: If a name or number is none.
+    """
+    from tl_sparse.sweeps import PRESETS
+
+    changes: dict[str, Any] = {}
+    if seeds is not None:
+        changes["seeds"] = tuple(_seed(seed) for seed in names(seeds))
+    if only_tasks is not None:
+        changes["tasks"] = tuple(_task(task) for task in names(only_tasks))
+    if targets is not None:
+        changes["targets"] = tuple(_target(target) for target in names(targets))
+    return replace(PRESETS[_known(name, PRESETS, "preset")], **changes)
 
 
 def _known(name: str, known: object, what: str) -> str:
@@ -105,6 +133,18 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"seeds are whole numbers joined by commas, got {text!r}. Try 0,1,2.")
     return int(text)
+
+
+def _target(text: str) -> float:
+    try:
+        target = float(text)
+    except ValueError:
+        target = 0.0
+    if not 0 < target < float("inf"):
+        raise ValueError(
+            f"targets are losses in nats joined by commas, got {text!r}. Try 0.5,0.15."
+        )
+    return target
 
 
 def _task(name: str) -> str:

@@ -18,6 +18,7 @@ A sweep that is killed goes on from the cells in the store; run it again.
 """
 
 from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, Text
+from tl_sparse.sweeps.comparing import Comparison, compare
 from tl_sparse.sweeps.engine import Outcome, run_cells
 from tl_sparse.sweeps.figures import Summary, summarise
 from tl_sparse.sweeps.plans import FIGURES, PRESETS, Preset
@@ -28,12 +29,14 @@ __all__ = [
     "PRESETS",
     "Cell",
     "CircuitCell",
+    "Comparison",
     "ModelCell",
     "Outcome",
     "Preset",
     "Store",
     "Summary",
     "Text",
+    "compare",
     "run_cells",
     "summarise",
 ]

@@ -14,6 +14,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,7 +105,7 @@ class Cell(ABC):
         values = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # pyright: ignore[reportArgumentType]
         return json.loads(json.dumps({"kind": self.kind} | values))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The cell's name in a store: a hash of its spec."""
         text = json.dumps(self.spec(), sort_keys=True)

@@ -116,7 +116,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
     if scheduler is not None:
         try:
-            with Client(scheduler, timeout="10s") as client:
+            with Client(scheduler, timeout="5s") as client:
                 yield client
         except OSError as error:
             raise ValueError(
@@ -124,12 +124,9 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
                 "scheduler`, and workers with `dask worker ADDRESS --nthreads 1`."
             ) from error
         return
-    with (
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=":0", memory_limit=0
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    settings: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0}
+    settings["dashboard_address"] = None  # no web page beside
+    with LocalCluster(n_workers=workers, **settings) as cluster, Client(cluster) as client:
         yield client
 
 

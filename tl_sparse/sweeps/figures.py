@@ -9,7 +9,7 @@ from typing import Any
 from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
 from tl_sparse.markup import document, section, table
-from tl_sparse.sweeps.cells import Text
+from tl_sparse.sweeps.cells import Cell, Text
 from tl_sparse.sweeps.means import geometric_mean
 from tl_sparse.sweeps.plans import ABLATIONS, FIGURES, Preset, is_dense, sparse_model
 from tl_sparse.sweeps.results import (
@@ -19,6 +19,7 @@ from tl_sparse.sweeps.results import (
     method_rows,
     model_rows,
     target_rows,
+    task_rows,
     verdict_rows,
 )
 from tl_sparse.sweeps.store import Store
@@ -27,6 +28,7 @@ Row = Mapping[str, Any]
 Curves = dict[str, list[tuple[float, float]]]
 
 TITLES = {
+    "compare": "A sparse model and its dense control",
     "figure2": "Edges against target loss, sparse and dense",
     "figure3": "Validation loss against edges, over width and nonzeros",
     "activation": "The density of activations",
@@ -37,6 +39,7 @@ TITLES = {
 TABLES = {
     "targets": "At each target loss, on the tasks that both arms have a circuit for",
     "models": "The models, and their circuits at the target of 0.15",
+    "tasks": "Edges at the target of 0.15, each seed's",
     "audit": "Claims of the audit that hold",
     "optimizer": "Validation loss, nats a token",
     "methods": "Edges between the nodes that attribution keeps, as a multiple of learned masks'",
@@ -102,6 +105,25 @@ class Summary:
         return f"Preset {self.about['preset']}, seeds {seeds}: {whole} {asked} cells are done."
 
 
+def comparison(preset: Preset, text: Text, cells: Sequence[Cell], store: Store) -> Summary:
+    """Make the numbers of a comparison of sparse models with their dense control."""
+    done = Finished(cells, store)
+    tables = {"targets": target_rows(done, preset.targets), "models": model_rows(done)}
+    tables |= {"tasks": task_rows(done), "audit": verdict_rows(done)}
+    axes = ("target loss (nats)", "edges (geometric mean over tasks)")
+    return Summary(
+        "compare", _about("compare", preset, text, done), tables,
+        _over_targets(tables["targets"]), axes,
+    )  # fmt: skip
+
+
+def _about(figure: str, preset: Preset, text: Text, done: Finished) -> dict[str, Any]:
+    return {
+        "figure": figure, "preset": preset.name, "seeds": list(preset.seeds), "text": text.spec(),
+        "cells": done.n_asked, "done": len(done.results),
+    }  # fmt: skip
+
+
 def summarise(figure: str, preset: Preset, text: Text, store: Store) -> Summary:
     """Make a figure's numbers from what is done.
 
@@ -109,10 +131,7 @@ def summarise(figure: str, preset: Preset, text: Text, store: Store) -> Summary:
         ValueError: If a cell's file can't be read.
     """
     done = Finished(FIGURES[figure](preset, text), store)
-    about = {
-        "figure": figure, "preset": preset.name, "seeds": list(preset.seeds), "text": text.spec(),
-        "cells": done.n_asked, "done": len(done.results),
-    }  # fmt: skip
+    about = _about(figure, preset, text, done)
     tables: dict[str, list[dict[str, Any]]] = {}
     curves: Curves = {}
     axes = ("validation loss (nats a token)", "edges (geometric mean over tasks)")

@@ -27,7 +27,7 @@ class Estimate:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
-def geometric_mean(values: Sequence[float]) -> float:
+def geometric_mean(values: Sequence[float | int]) -> float:
     """Give exp of the mean log.
 
     Examples:
@@ -37,7 +37,7 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
-def estimate(groups: Mapping[str, Sequence[float]], *, seed: int = 0) -> Estimate | None:
+def estimate(groups: Mapping[str, Sequence[float | int]], *, seed: int = 0) -> Estimate | None:
     """Give the geometric mean of positive numbers in groups, each group counting once.
 
     The bootstrap draws groups, whole: the seeds of one task are not independent of each other.

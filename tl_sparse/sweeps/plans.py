@@ -60,7 +60,7 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            name="tiny", n_characters=120_000, vocab_size=300,
+            name="tiny", n_characters=400_000, vocab_size=300,
             widths=(32, 48), nonzeros=(600, 1200),
             sparse_training=replace(DEMO_TRAINING, n_tokens=20_480),
             dense_training=replace(DENSE_TRAINING, n_tokens=20_480),

@@ -198,6 +198,20 @@ def target_rows(done: Finished, targets: Sequence[float]) -> list[dict[str, Any]
     return rows
 
 
+def task_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
+    """Give a row for each task: each seed's edges, or why there is no circuit, in both arms."""
+    rows: dict[str, dict[str, Any]] = {}
+    for dense in (False, True):
+        for model in done.models.values():
+            if is_dense(model) is not dense:
+                continue
+            for cell in done.tried(model, target=target):
+                row = rows.setdefault(cell.task, {"task": cell.task, "sparse": [], "dense": []})
+                result = done.results[cell.key]
+                row["dense" if dense else "sparse"].append(result.get("n_edges", result["note"]))
+    return list(rows.values())
+
+
 def verdict_rows(done: Finished) -> list[dict[str, Any]]:
     """Count how often each claim of the audit holds, by arm."""
     rows = []

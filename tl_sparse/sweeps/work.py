@@ -93,7 +93,8 @@ def final_kurtosis(model: HookedTransformer, corpus: Corpus) -> float:
     Fourth moment over squared second, over the channels of one token, about their mean; then the
     mean of its logarithm over tokens (Gao et al. 2025, Fig. 10, which does not say over what).
     """
-    windows = corpus.validation.windows(n_ctx=model.cfg.n_ctx, n_windows=N_KURTOSIS_WINDOWS)
+    n_windows = min(N_KURTOSIS_WINDOWS, corpus.validation.windows_per_epoch(model.cfg.n_ctx))
+    windows = corpus.validation.windows(n_ctx=model.cfg.n_ctx, n_windows=n_windows)
     name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     _, cache = model.run_with_cache(windows.to(model.cfg.device), names_filter=name)
     return float(log_kurtosis(cache[name].flatten(0, 1).double()).mean())

@@ -1,0 +1,79 @@
+"""Make docs/results/replication.md from the finished cells in results/replication/cells.
+
+    tl-sparse sweep figure2,figure3 --preset laptop --folder results/replication --workers 2
+    python examples/replication.py
+
+The first command does what is not done yet and takes hours; the second takes a moment and writes
+whatever is done. The paper's numbers beside ours are read off its figures (Gao et al. 2025).
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from tl_sparse.files import write_text
+from tl_sparse.sweeps import FIGURES, PRESETS, Store, Text, summarise
+from tl_sparse.sweeps.figures import markdown_table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results" / "replication.md"
+CELLS = ROOT / "results" / "replication"
+MARKS = ("<!-- made by examples/replication.py -->", "<!-- end -->")
+
+PAPER_FIGURE_2 = [
+    {"target loss": 0.5, "sparse edges": 128, "dense edges": 2929, "dense / sparse": 23},
+    {"target loss": 0.15, "sparse edges": 240, "dense edges": 5798, "dense / sparse": 24},
+    {"target loss": 0.05, "sparse edges": 386, "dense edges": 8199, "dense / sparse": 21},
+]
+PAPER_FIGURE_3 = [
+    {"parameters": total, "nonzeros": nonzeros, "pretraining loss": loss, "edges": edges}
+    for total, row in {
+        "7.4M": ((7.4, 1.225, 4360), (3.7, 1.238, 2617), (1.9, 1.273, 2350), (0.9, 1.325, 1395)),
+        "29.7M": ((7.4, 1.074, 2004), (3.7, 1.107, 1845), (1.9, 1.153, 802), (0.9, 1.213, 481)),
+        "118.8M": ((7.4, 0.987, 2041), (3.7, 1.026, 1212), (1.9, 1.080, 947), (0.9, 1.156, 601)),
+        "475M": ((7.4, 0.949, 1920), (3.7, 0.995, 1205), (1.9, 1.056, 828), (0.9, 1.162, 496)),
+    }.items()
+    for nonzeros, loss, edges in ((f"{n}M", *rest) for n, *rest in row)
+]
+PAPER = {"figure2": PAPER_FIGURE_2, "figure3": PAPER_FIGURE_3}
+
+
+def main() -> None:
+    """Read the cells and write the page between its marks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=CELLS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--preset", default="laptop", choices=PRESETS)
+    parser.add_argument("--seeds", default="0,1,2")
+    args = parser.parse_args()
+    preset = replace(PRESETS[args.preset], seeds=tuple(map(int, args.seeds.split(","))))
+    store = Store(args.folder)
+    parts = []
+    for figure in FIGURES:
+        summary = summarise(figure, preset, text_of(store), store)
+        if not summary.about["done"]:
+            continue
+        parts.append(summary.markdown())
+        if figure in PAPER:
+            lines = ["The paper's, read off its figure:", "", *markdown_table(PAPER[figure]), ""]
+            parts.append("\n".join(lines))
+    page = args.page.read_text(encoding="utf-8")
+    before, _, rest = page.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    body = "\n".join(parts)
+    write_text(args.page, f"{before}{MARKS[0]}\n\n{body}\n{MARKS[1]}{after}")
+    print(f"{args.page}: {len(parts)} parts.")
+
+
+def text_of(store: Store) -> Text:
+    """Give the text that the cells of a store were made with, wherever this runs."""
+    for path in sorted((store.folder / "cells").glob("*.json")):
+        spec = json.loads(path.read_text(encoding="utf-8"))["cell"]
+        if spec["kind"] == "model":
+            return Text(**spec["text"])
+    raise SystemExit(f"There is no finished model in {store.folder}.")
+
+
+if __name__ == "__main__":
+    main()

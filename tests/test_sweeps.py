@@ -1,0 +1,500 @@
+"""Sweeps: cells are done once, in order, whatever kills them; figures say what the cells say."""
+
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tl_sparse import HookedSparseTransformer, cli, compare
+from tl_sparse.config import AuditConfig, PruningConfig
+from tl_sparse.sweeps import (
+    FIGURES,
+    PRESETS,
+    CircuitCell,
+    ModelCell,
+    Store,
+    Text,
+    run_cells,
+    summarise,
+)  # fmt: skip
+from tl_sparse.sweeps.cells import cell_of
+from tl_sparse.sweeps.means import estimate, geometric_mean
+from tl_sparse.sweeps.plans import dense_model, is_dense, n_block_weights, sparse_model
+from tl_sparse.sweeps.results import Finished, model_rows, ratio, target_rows
+from tl_sparse.sweeps.work import log_kurtosis
+
+TINY = PRESETS["tiny"]
+NOWHERE = Text(hash="0" * 64, n_characters=1000, vocab_size=300, dialect="tasks")
+QUICK = PruningConfig(
+    n_steps=3, n_edge_steps=3, batch_size=4, target_loss=0.72, min_accuracy=0.0, drop_one=False
+)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Where the tokens are."""
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.fixture(scope="module")
+def text(texts):
+    return TINY.text(texts, progress=False)
+
+
+def few_cells(text: Text) -> list[Any]:
+    """A sparse and a dense model of 20 steps, and a circuit of each that takes a moment."""
+    preset = replace(TINY, n_reference_tokens=512)
+    models = [
+        sparse_model(preset, text, seed=0, width=32, nonzeros=1200, checkpoint_every=3),
+        dense_model(preset, text, seed=0, width=16),
+    ]
+    circuits = [
+        CircuitCell(model=m, task="single_double_quote", pruning=QUICK, n_reference_tokens=512)
+        for m in models
+    ]
+    return [models[0], circuits[0], models[1], circuits[1]]
+
+
+def cell_result(store: Store, cell: Any) -> dict[str, Any]:
+    found = store.result(cell)
+    assert found is not None
+    return found
+
+
+def contents(store: Store) -> dict[str, str]:
+    return {p.name: p.read_text() for p in sorted((store.folder / "cells").iterdir())}
+
+
+# -- cells ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "figure"),
+    [("tiny", f) for f in FIGURES]
+    + [("laptop", "figure3"), ("gpu", "optimizer"), ("paper", "figure2")],
+)
+def test_every_cell_of_a_plan_is_its_spec_and_comes_after_what_it_needs(preset, figure):
+    cells = FIGURES[figure](PRESETS[preset], NOWHERE)
+    seen = set()
+    for cell in {c.key: c for c in cells}.values():
+        assert cell_of(json.loads(json.dumps(cell.spec()))) == cell
+        assert all(needed.key in seen for needed in cell.needs)
+        seen.add(cell.key)
+    assert len(seen) >= len(PRESETS[preset].seeds) * 4
+
+
+def test_the_key_hangs_on_every_setting():
+    model = sparse_model(TINY, NOWHERE, seed=0)
+    circuit = CircuitCell(model=model, task="for_while", pruning=PruningConfig())
+    others = [
+        replace(model, width=64), replace(model, n_ctx=64), replace(model, device="cuda"),
+        replace(model, text=replace(NOWHERE, hash="1" * 64)),
+        replace(model, training=replace(model.training, eps=0.2)),
+        replace(model, sparsity=replace(model.sparsity, min_alive=1)),
+        circuit, replace(circuit, task="var_if"), replace(circuit, audit=AuditConfig.quick()),
+        replace(circuit, pruning=PruningConfig(target_loss=0.2)),
+        replace(circuit, model=replace(model, width=64)),
+    ]  # fmt: skip
+    assert len({cell.key for cell in [model, *others]}) == 12
+    assert replace(model).key == model.key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "cake"}, "kind is one of model, circuit, got 'cake'"),
+        ({"width": 0}, "width is a positive finite integer, got 0"),
+        ({"colour": "red"}, "no model cell of this version: .*colour"),
+        ({"device": "tpu"}, "device is one of 'cpu', 'cuda', got 'tpu'"),
+    ],
+)
+def test_a_spec_that_is_none_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        cell_of(sparse_model(TINY, NOWHERE, seed=0).spec() | change)
+
+
+def test_the_models_of_a_plan_have_the_nonzeros_and_widths_that_it_names(text, tmp_path):
+    cell = sparse_model(TINY, text, seed=3, width=48, nonzeros=1200)
+    assert n_block_weights(TINY, 48) == 2 * (4 * 48 * 48 + 8 * 48 * 48)
+    assert cell.sparsity.weight_density == 1200 / 55296
+    assert (cell.training.seed, cell.sparsity.activation_density) == (3, 0.25)
+    for one in FIGURES["figure3"](PRESETS["laptop"], NOWHERE):
+        if isinstance(one, ModelCell) and not is_dense(one):
+            n = one.sparsity.weight_density * n_block_weights(PRESETS["laptop"], one.width)
+            assert round(n) in PRESETS["laptop"].nonzeros
+
+
+# -- doing them -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(text, texts, tmp_path_factory):
+    """The few cells, done one after the other in this process."""
+    store = Store(tmp_path_factory.mktemp("here"))
+    store.text_folder.symlink_to(texts)
+    outcome = run_cells(few_cells(text), store, progress=False)
+    assert (outcome.n_done, outcome.failed, outcome.n_left) == (4, {}, 0)
+    return store
+
+
+def test_a_model_cell_says_what_is_true_of_its_model(text, finished):
+    cell = few_cells(text)[0]
+    result = cell_result(finished, cell)
+    model = HookedSparseTransformer.load(finished.model_folder(cell))
+    blocks = [p for n, p in model.named_parameters() if n.startswith("blocks") and ".W_" in n]
+    assert result["n_nonzero_blocks"] == sum(int((p != 0).sum()) for p in blocks)
+    assert 1190 <= result["n_nonzero_blocks"] <= 1200
+    corpus = text.open(finished.text_folder, progress=False)
+    nats = result["validation_loss"]
+    validation = corpus.validation
+    words = corpus.tokenizer.decode(validation.tokens.tolist(), skip_special_tokens=True)
+    n_bytes = len(words.encode())
+    expected = nats * len(validation.tokens) / n_bytes / math.log(2)
+    assert result["bits_per_byte"] == pytest.approx(expected, rel=0.01)
+
+
+def test_kurtosis_is_that_of_the_definition():
+    x = torch.randn(5, 4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[1] = x[1] ** 3 + 7
+    for row, found in zip(x.tolist(), log_kurtosis(x).exp().tolist(), strict=True):
+        m = statistics.fmean(row)
+        fourth = statistics.fmean((v - m) ** 4 for v in row)
+        assert found == pytest.approx(fourth / statistics.pvariance(row) ** 2)
+    assert log_kurtosis(x)[0].exp().item() == pytest.approx(3, abs=0.3)
+
+
+def test_what_is_done_is_not_done_again_and_a_lost_model_only_where_it_is_needed(
+    text, finished, tmp_path
+):
+    cells = few_cells(text)
+    assert finished.pending(cells) == []
+    other = Store(tmp_path)
+    for name in ("cells", "text"):
+        (tmp_path / name).mkdir()
+        for path in (finished.folder / name).rglob("*"):
+            target = tmp_path / path.relative_to(finished.folder)
+            target.mkdir(parents=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+    assert other.pending(cells) == []  # a clone: no models, and nothing needs them
+    more = replace(cells[1], pruning=replace(QUICK, target_loss=0.8))
+    assert other.pending([*cells, more]) == [cells[0], more]
+    run_cells([*cells, more], other, progress=False)
+    for key in (more.key, cells[0].key):  # trained again: the same weights
+        again = json.loads((tmp_path / "cells" / f"{key}.json").read_text())["result"]
+        assert again["model_hash"] == cell_result(finished, cells[0])["model_hash"]
+
+
+def test_circuits_of_a_model_with_other_weights_are_done_anew(text, finished, tmp_path):
+    cells, store = few_cells(text)[:2], Store(tmp_path)
+    for cell in cells:
+        store.keep(cell, cell_result(finished, cell), seconds=1.0)
+    assert store.result(cells[1]) is not None
+    store.keep(cells[0], cell_result(finished, cells[0]) | {"model_hash": "another"}, seconds=1.0)
+    assert store.result(cells[1]) is None
+
+
+def test_the_order_is_that_of_the_plan_and_errors_leave_out_only_what_needs_them(
+    monkeypatch, tmp_path
+):
+    cells = FIGURES["figure3"](TINY, NOWHERE)
+    models = [c for c in cells if isinstance(c, ModelCell)]
+    done, store = [], Store(tmp_path)
+
+    def fake(cell, store, *, progress):
+        if cell == models[0]:
+            raise RuntimeError("out of luck")
+        done.append(cell)
+        store.keep(cell, {"model_hash": "x"}, seconds=1.0)
+
+    monkeypatch.setattr("tl_sparse.sweeps.engine.do", fake)
+    outcome = run_cells(cells, store, progress=False)
+    left_out = [c for c in cells if c == models[0] or models[0] in c.needs]
+    assert done == [c for c in cells if c not in left_out]
+    assert outcome.failed == {models[0].label: "RuntimeError: out of luck"}
+    assert (outcome.n_done, outcome.n_left) == (len(done), len(left_out) - 1)
+    assert not outcome.complete
+    assert run_cells(cells, store, hours=1e-9, progress=False).n_left == len(left_out)
+
+
+SCRIPT = """
+import os, random, signal, sys, time
+sys.path.insert(0, {tests!r})
+from test_sweeps import few_cells, Store, Text, run_cells
+text, store, rng = Text(**{text!r}), Store({folder!r}), random.Random({seed})
+n_killed = n_ended = 0
+while n_killed < 10 and n_ended < 30:
+    child = os.fork()
+    if child == 0:
+        run_cells(few_cells(text), store, progress=False)
+        os._exit(0)
+    time.sleep(rng.uniform(0.05, 0.5))
+    os.kill(child, signal.SIGKILL)
+    was_killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    n_killed, n_ended = n_killed + was_killed, n_ended + (not was_killed)
+run_cells(few_cells(text), store, progress=False)
+print(n_killed)
+"""
+
+
+def test_killed_at_ten_random_moments_a_sweep_ends_with_the_same_files(text, finished, tmp_path):
+    folder = tmp_path / "killed"
+    (folder / "text").parent.mkdir()
+    (folder / "text").symlink_to(finished.text_folder)
+    code = SCRIPT.format(
+        tests=str(Path(__file__).parent), text=text.spec(), folder=str(folder), seed=5
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.split()[-1] == "10"
+    assert contents(Store(folder)) == contents(finished)
+
+
+def test_two_workers_one_of_them_killed_end_with_the_same_files(text, finished, tmp_path):
+    """A local Dask cluster; the first worker that begins a cell dies."""
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    (folder / "text").symlink_to(finished.text_folder)
+    killed: list[int] = []
+
+    def kill_a_worker() -> None:
+        while not killed:
+            if list((folder / "models").glob("*/checkpoint")):
+                for child in psutil.Process().children():
+                    if "spawn_main" in " ".join(child.cmdline()) and not killed:
+                        child.kill()
+                        killed.append(child.pid)
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=kill_a_worker, daemon=True)
+    watcher.start()
+    outcome = run_cells(few_cells(text), Store(folder), workers=2, progress=False)
+    watcher.join(timeout=5)
+    assert killed
+    assert outcome.complete
+    assert contents(Store(folder)) == contents(finished)
+
+
+def test_a_scheduler_that_is_not_there_is_refused(text, tmp_path):
+    with pytest.raises(ValueError, match=r"No Dask scheduler answers at 'tcp://127.0.0.1:9'"):
+        run_cells(few_cells(text), Store(tmp_path), scheduler="tcp://127.0.0.1:9", progress=False)
+    with pytest.raises(ValueError, match="workers is a non-negative finite integer, got -1"):
+        run_cells([], Store(tmp_path), workers=-1)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": "x"}', "[]"])
+def test_a_damaged_file_is_named(text, finished, tmp_path, damage):
+    store, cell = Store(tmp_path), few_cells(text)[0]
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / f"{cell.key}.json").write_text(damage)
+    with pytest.raises(ValueError, match=rf"{cell.key}\.json .*Remove it"):
+        store.result(cell)
+
+
+def test_another_text_than_the_cells_is_refused(text, finished):
+    with pytest.raises(ValueError, match="The cell asks for the text 000000000000 and this"):
+        replace(text, hash="0" * 64).open(finished.text_folder, progress=False)
+
+
+# -- numbers ----------------------------------------------------------------------------------
+
+
+def test_geometric_means_and_their_intervals():
+    assert geometric_mean([2, 8, 4]) == pytest.approx(4)
+    found = estimate({"a": [2, 8], "b": [16], "c": []})
+    assert found is not None
+    assert (found.value, found.n) == (pytest.approx(8), 2)  # of 4 and 16, each task once
+    assert (found.low, found.high) == (pytest.approx(4), pytest.approx(16))
+    assert estimate({}) is None
+    rng = random.Random(1)
+    logs = [rng.gauss(1, 0.5) for _ in range(40)]
+    wide = estimate({str(i): [math.exp(v)] for i, v in enumerate(logs)})
+    error = 1.96 * statistics.stdev(logs) / math.sqrt(40)  # by the central limit theorem
+    assert wide is not None
+    assert math.log(wide.low) == pytest.approx(statistics.fmean(logs) - error, abs=0.03)
+    assert math.log(wide.high) == pytest.approx(statistics.fmean(logs) + error, abs=0.03)
+    times = ratio([({"a": 2, "x": 1}, {"a": 20}), ({"a": 1}, {"a": 1000})])
+    assert times is not None
+    assert times.value == pytest.approx(100)
+
+
+def written(tmp_path: Path) -> Store:
+    """A store for figure 2 with made-up results: two seeds, one sparse and two dense models."""
+    preset = replace(TINY, seeds=(0, 1), targets=(0.5, 0.15))
+    store, edges = Store(tmp_path), {"sparse": 4, 16: 64, 32: 400}
+    for cell in FIGURES["figure2"](preset, NOWHERE):
+        if isinstance(cell, ModelCell):
+            result: dict[str, Any]
+            loss = {16: 3.2, 32: 2.9}[cell.width] if is_dense(cell) else 3.15
+            result = {"model_hash": cell.key, "validation_loss": loss, "kurtosis": 1.0}
+            store.keep(cell, result | {"bits_per_byte": 1.5, "n_nonzero_blocks": 1000}, seconds=2.0)
+            continue
+        assert isinstance(cell, CircuitCell)
+        result = {"model_hash": cell.model.key, "note": ""}
+        if cell.task == "for_while" and is_dense(cell.model) and cell.model.training.seed == 1:
+            result["note"] = "can't do the task"
+        else:
+            n = edges[cell.model.width if is_dense(cell.model) else "sparse"]
+            result["n_edges"] = n * (1 if cell.pruning.target_loss == 0.15 else 2)
+            if cell.audit is not None:
+                holds = "holds" if not is_dense(cell.model) else "fails"
+                result["verdicts"] = {"necessary": holds, "stable": "not tested"}
+        store.keep(cell, result, seconds=3.0)
+    return store
+
+
+def test_each_sparse_model_is_set_beside_the_dense_one_of_nearest_loss(tmp_path):
+    store = written(tmp_path)
+    preset = replace(TINY, seeds=(0, 1), targets=(0.5, 0.15))
+    done = Finished(FIGURES["figure2"](preset, NOWHERE), store)
+    (sparse, *dense) = model_rows(done)
+    assert (sparse["arm"], sparse["seeds"], sparse["edges"]) == ("sparse", 2, [4.0, 4.0, 4.0])
+    assert sparse["matched dense widths"] == [16, 16]
+    assert sparse["mean loss gap"] == pytest.approx(0.05)
+    assert sparse["dense / sparse edges"] == [16.0, 16.0, 16.0]
+    assert sparse["tasks with a circuit"] == [2, 2]
+    assert [(row["width"], row["tasks with a circuit"]) for row in dense] == [
+        (16, [2, 1]), (32, [2, 1])
+    ]  # fmt: skip
+    easy, asked = target_rows(done, preset.targets)
+    assert (easy["sparse edges"][0], easy["dense edges"][0]) == (8.0, 128.0)
+    assert (asked["dense / sparse"], asked["tasks compared"]) == ([16.0, 16.0, 16.0], 2)
+
+
+def test_a_summary_is_written_with_what_is_there_and_says_what_is_missing(tmp_path):
+    store = written(tmp_path)
+    preset = replace(TINY, seeds=(0, 1), targets=(0.5, 0.15))
+    summary = summarise("figure2", preset, NOWHERE, store)
+    n = summary.about["cells"]
+    summary.save(tmp_path)
+    page, html = (tmp_path / "figure2.md").read_text(), (tmp_path / "figure2.html").read_text()
+    assert f"all {n} cells are done" in page
+    assert "| 0.15 | 4 (4 to 4) | 64 (64 to 64) | 16 (16 to 16) | 2 |" in page
+    assert "| sparse | necessary | 4 | 4 |" in page
+    assert "<svg" in html
+    written_json = json.loads((tmp_path / "figure2.json").read_text())
+    assert written_json == json.loads(json.dumps(summary.to_dict()))
+    next((tmp_path / "cells").iterdir()).unlink()
+    assert f"{n - 1} of {n} cells" in summarise("figure2", preset, NOWHERE, store).markdown()
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_figure_of_which_nothing_is_done_says_so(figure, tmp_path):
+    summary = summarise(figure, TINY, NOWHERE, Store(tmp_path))
+    assert f"0 of {summary.about['cells']} cells are done" in summary.markdown()
+    summary.save(tmp_path)
+
+
+# -- comparing --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Cells are done by rule: dense loss falls with the logarithm of width, sparse loss is 2.95."""
+    trained: list[int] = []
+
+    def fake(cell, store, *, progress):
+        if isinstance(cell, CircuitCell):
+            n_edges = 300 if is_dense(cell.model) else 6
+            store.keep(cell, {"model_hash": cell.model.key, "note": "", "n_edges": n_edges,
+                              "verdicts": {"necessary": "holds"}}, seconds=1.0)  # fmt: skip
+            return
+        loss = 4 - 0.3 * math.log2(cell.width) + 0.01 * cell.training.seed
+        trained.extend([cell.width] if is_dense(cell) else [])
+        result = {"model_hash": cell.key, "validation_loss": loss if is_dense(cell) else 2.95}
+        result |= {"kurtosis": 1.0, "bits_per_byte": 1.5, "n_nonzero_blocks": 1000}
+        store.keep(cell, result, seconds=1.0)
+
+    monkeypatch.setattr("tl_sparse.sweeps.engine.do", fake)
+    return trained
+
+
+def test_a_comparison_finds_the_controls_width_and_goes_on_where_it_was(
+    made_up, text, texts, tmp_path
+):
+    (tmp_path / "text").symlink_to(texts)
+    preset = replace(TINY, seeds=(0, 1))
+    found = compare(tmp_path, preset, progress=False)
+    assert found.match.width == pytest.approx(2 ** ((4 - 2.95) / 0.3), rel=0.1)
+    assert abs(found.match.mean_gap) <= 0.03
+    assert found.outcome.complete
+    (row,) = found.summary.tables["targets"]
+    assert (row["sparse edges"][0], row["dense edges"][0], row["dense / sparse"][0]) == (6, 300, 50)
+    tasks = found.summary.tables["tasks"]
+    assert tasks[0] == {"task": "single_double_quote", "sparse": [6, 6], "dense": [300, 300]}
+    n_trained = len(made_up)
+    again = compare(tmp_path, preset, progress=False)
+    assert len(made_up) == n_trained
+    assert again.summary == found.summary
+    page = (tmp_path / "compare.html").read_text()
+    assert "A sparse model and its dense control" in page
+
+
+def test_the_command_compares(made_up, text, texts, tmp_path):
+    (tmp_path / "text").symlink_to(texts)
+    asked = ["--preset", "tiny", "--folder", tmp_path, "--targets", "0.15,0.5", "--quiet"]
+    result = command(*asked, name="compare")
+    assert result.exit_code == 0, result.output
+    assert "| 0.5 | 6 (6 to 6) | 300 (300 to 300) | 50 (50 to 50) | 2 |" in result.stdout
+    numbers = json.loads(command(*asked, "--json", name="compare").stdout)
+    assert numbers["about"]["width match"]["width"] > 2
+    for wrong, message in (
+        (["--targets", "x"], "targets are losses in nats joined by commas, got 'x'"),
+        (["--preset", "y"], "A preset is one of tiny, laptop, gpu, paper; got 'y'"),
+    ):
+        result = command(*wrong, "--folder", tmp_path / "z", name="compare")
+        assert (result.exit_code, message in result.output) == (1, True), result.output
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def command(*arguments: Any, name: str = "sweep") -> Any:
+    return CliRunner().invoke(cli.app, [name, *map(str, arguments)], env={"COLUMNS": "100"})
+
+
+def test_the_command_does_a_figure_and_writes_it(tmp_path, finished, monkeypatch):
+    (tmp_path / "text").symlink_to(finished.text_folder)
+    monkeypatch.setattr(
+        "tl_sparse.sweeps.engine.do",
+        lambda cell, store, progress: store.keep(cell, {"model_hash": "x", "validation_loss": 3.0,
+            "diverged": isinstance(cell, ModelCell) and cell.training.eps == 1}, seconds=1.0),
+    )  # fmt: skip
+    asked = ["optimizer", "--preset", "tiny", "--folder", tmp_path, "--quiet"]
+    result = command(*asked, "--estimate")
+    assert "18 cells, 18 of them to do." in result.stdout
+    result = command(*asked)
+    assert result.exit_code == 0, result.output
+    assert "| eps 1 | 1 | 1 | - | - |" in result.stdout
+    assert "| eps 0.01 | 1 | 0 | 3.0 | 0.0 |" in result.stdout
+    numbers = json.loads(command(*asked, "--json").stdout)
+    assert numbers["about"]["done"] == 18
+    assert (tmp_path / "optimizer.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figure9"], "A figure is one of figure2, figure3, activation, optimizer, methods; got"),
+        (["figure3", "--preset", "huge"], "A preset is one of tiny, laptop, gpu, paper; got"),
+        (["figure3", "--seeds", "a"], "seeds are whole numbers joined by commas, got 'a'"),
+        (["figure3", "--tasks", "tea"], "There is no task 'tea'"),
+    ],
+)
+def test_the_command_refuses_what_cant_work(arguments, message, tmp_path):
+    result = command(*arguments, "--folder", tmp_path / "x", "--quiet")
+    assert (result.exit_code, message in result.output) == (1, True), result.output
+    assert not (tmp_path / "x").exists()

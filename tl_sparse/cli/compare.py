@@ -1,0 +1,68 @@
+"""`tl-sparse compare`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_sparse.cli.speaking import errors, say
+from tl_sparse.cli.sweep import chosen_preset, finish
+
+
+def compare(
+    preset: Annotated[str, typer.Option(help="How large: tiny, laptop, gpu or paper.")] = "laptop",
+    folder: Annotated[
+        Path, typer.Option(help="Where cells, models and text are kept; run again to go on.")
+    ] = Path("compare"),
+    seeds: Annotated[
+        str | None, typer.Option(help="Joined by commas, in place of the preset's.")
+    ] = None,
+    only_tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Joined by commas, in place of the preset's.")
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="Target losses in nats, joined by commas, in place of the preset's."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="The largest gap in validation loss that counts as equal.")
+    ] = 0.03,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes on this machine; 0 does one cell after the other.")
+    ] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:8786.")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Begin no pruning after so long; go on another time.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Compare a sparse model with a dense one of equal loss, over many tasks.
+
+    Trains the sparse model, finds the width at which a dense one has its validation loss, prunes
+    every task on both at every target, and audits the circuits. Numbers, table and page are written
+    to FOLDER as compare.json, .md and .html; whatever stops it, the same command goes on.
+
+    For example:  tl-sparse compare --preset tiny --folder /tmp/compare
+    tl-sparse compare --tasks single_double_quote,for_while --seeds 0 --targets 0.15 --workers 2
+    """
+    from tl_sparse.sweeps import compare as run
+
+    try:
+        chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks, targets=targets)
+        found = run(
+            folder, chosen, tolerance=tolerance, workers=workers, scheduler=scheduler,
+            hours=hours, progress=not quiet,
+        )  # fmt: skip
+    except (ValueError, OSError, RuntimeError) as error:
+        errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        errors.print(f"Stopped. The same command goes on from {folder}.", markup=False)
+        raise typer.Exit(130) from None
+    summary = found.summary
+    say(json.dumps(summary.to_dict()) if as_json else summary.markdown())
+    finish(found.outcome)

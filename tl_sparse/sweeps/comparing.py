@@ -1,0 +1,94 @@
+"""`compare`: a sparse model and its dense control of equal loss, through one pruner and one audit.
+
+1. Train the main sparse model of the preset, once for each seed.
+2. Find the width at which a dense model has its validation loss (`control.match_width`), in mean
+   over the seeds: the dense control, as in the paper.
+3. Prune every task at every target on both, and audit the circuits at the target of 0.15.
+
+All of it is cells, so a comparison that was stopped goes on where it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tl_sparse.control import WidthMatch, match_width
+from tl_sparse.sweeps.cells import Cell, ModelCell, Text
+from tl_sparse.sweeps.engine import Outcome, run_cells
+from tl_sparse.sweeps.figures import Summary, comparison
+from tl_sparse.sweeps.plans import Preset, circuits_of, dense_model, sparse_model
+from tl_sparse.sweeps.store import Store
+
+START_WIDTH = 3 / 8
+"""Of the sparse model's width: where the search for the control's begins."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A sparse model and its dense control, compared."""
+
+    summary: Summary
+    """Tables and figure; `save(folder)` writes JSON, Markdown and HTML."""
+    match: WidthMatch
+    """The control's width, its losses and the widths that were tried."""
+    outcome: Outcome
+    """What was done, and what failed or was left."""
+
+
+def compare(
+    folder: str | Path,
+    preset: Preset,
+    *,
+    tolerance: float = 0.03,
+    workers: int = 0,
+    scheduler: str | None = None,
+    hours: float | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Compare the main sparse model of a preset with its dense control, over tasks and targets.
+
+    Models, cells, text and results are kept in the folder; a second call goes on. `tolerance` is
+    the largest mean gap in validation loss, in nats a token, that counts as equal.
+
+    Raises:
+        ValueError: If an argument is out of range, or no width has the sparse model's loss.
+        RuntimeError: If a training fails.
+        KeyboardInterrupt: On Ctrl-C; what is done is kept.
+    """
+    store = Store(folder)
+    text = preset.text(store.text_folder, progress=progress)
+    how: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
+    sparse = [sparse_model(preset, text, seed=seed) for seed in preset.seeds]
+    _losses(sparse, store, how)
+
+    def loss_at(width: int, i: int) -> float:
+        cell = dense_model(preset, text, seed=preset.seeds[i], width=width)
+        return _losses([cell], store, how)[0]
+
+    start = max(2, round(START_WIDTH * sparse[0].width))
+    match = match_width(loss_at, _losses(sparse, store, how), start=start, tolerance=tolerance)
+    cells = _all_cells(preset, text, sparse, match.width)
+    outcome = run_cells(cells, store, hours=hours, **how)
+    summary = comparison(preset, text, cells, store)
+    summary = replace(summary, about=summary.about | {"width match": match.to_dict()})
+    summary.save(store.folder)
+    return Comparison(summary, match, outcome)
+
+
+def _losses(cells: Sequence[ModelCell], store: Store, how: dict[str, Any]) -> list[float]:
+    """Train what is not trained, and give the validation losses."""
+    outcome = run_cells(cells, store, **how)
+    for label, why in outcome.failed.items():
+        raise RuntimeError(f"{label} failed: {why}")
+    results = [store.result(cell) for cell in cells]
+    return [result["validation_loss"] for result in results if result is not None]
+
+
+def _all_cells(preset: Preset, text: Text, sparse: Sequence[ModelCell], width: int) -> list[Cell]:
+    cells: list[Cell] = []
+    for model in sparse:
+        control = dense_model(preset, text, seed=model.training.seed, width=width)
+        for one in (model, control):
+            cells += [one, *circuits_of(preset, one, targets=preset.targets)]
+    return cells
