@@ -439,7 +439,7 @@ def test_an_audit_of_latents_runs_and_knows_the_error(found):
     report = audit(spliced, circuit, task, config=AUDIT, progress=False)
     claims = {finding.claim for finding in report.findings}
     assert {"sufficient", "necessary", "robust", "same mechanism", "minimal"} <= claims
-    assert json.loads(report.to_json())
+    assert json.dumps(report.to_dict())
 
 
 def test_edges_of_errors_are_told(found):

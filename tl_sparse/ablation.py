@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformer_lens import HookedTransformer
@@ -174,7 +174,7 @@ def gated(
     gates: Mapping[Site, Float[Tensor, " _"]],
     values: Mapping[Site, Float[Tensor, "... _"]],
     edges: Mapping[Joint, Float[Tensor, "source target"]] | None = None,
-    learned: Mapping[Joint, Bool[Tensor, "source target"]] | None = None,
+    learned: Mapping[Joint, Tensor] | None = None,
 ) -> Iterator[None]:
     """Let each site in `gates` pass gate x activation + (1 - gate) x value inside a `with` block.
 

@@ -45,8 +45,8 @@ def by_entry(
 def completed(
     model: HookedTransformer,
     sites: SiteMap,
-    edges: Mapping[Joint, Float[Tensor, "source target"]],
-) -> dict[Joint, Float[Tensor, "source target"]]:
+    edges: Mapping[Joint, Tensor],
+) -> dict[Joint, Tensor]:
     """Add the other joints that leave the same coded site, with nothing cut."""
     found, coders = dict(edges), coders_of(model)
     sources = {joint.source for joint in edges if joint.source in coders}
@@ -65,7 +65,7 @@ def widened(
     edges: Mapping[Joint, Tensor],
     values: Mapping[Site, Tensor],
     nodes: Mapping[Site, Tensor],
-    learned: Mapping[Joint, Bool[Tensor, "source target"]],
+    learned: Mapping[Joint, Tensor],
 ) -> Iterator[None]:
     """Let coders at the ends of cut joints pass on nodes, and be given views, in a `with` block.
 
@@ -108,7 +108,7 @@ def _to_look_at(
     joint: Joint,
     gate: Float[Tensor, "source target"],
     nodes: Mapping[Site, Tensor],
-    learned: Mapping[Joint, Bool[Tensor, "source target"]],
+    learned: Mapping[Joint, Tensor],
 ) -> Bool[Tensor, "source target"]:
     """Mark the edges that are cut, and while gates are learned those that may come to be.
 

@@ -73,8 +73,8 @@ class Coder(nn.Module):
         """Number of entries that the hook point shows."""
         return self.n_latents + self.n_error
 
-    def forward(self, x: Float[Tensor, "... channel"]) -> Float[Tensor, "... channel"]:
-        """Give what the nodes add up to."""
+    def forward(self, x: Float[Tensor, "... given"]) -> Float[Tensor, "... passed_on"]:
+        """Give what the nodes add up to; `wide_in` and `wide_out` change what is given."""
         if self.wide_in:
             h, seen = x[..., : self.n_latents], x[..., self.n_latents :]
             latents = self.activate(h)
