@@ -73,6 +73,22 @@ def identity_saes(model: Any) -> dict[Site, SAE[Any]]:
     return found
 
 
+def mirror_saes(model: Any, noise: float = 0.1) -> dict[Site, SAE[Any]]:
+    """SAEs with one latent for each channel and sign, and some noise."""
+    found, generator = {}, torch.Generator().manual_seed(4)
+    for info in coded_sites(model):
+        n = info.width
+        sae = StandardSAE(StandardSAEConfig(d_in=n, d_sae=2 * n, dtype="float64"))
+        both = torch.cat([torch.eye(n), -torch.eye(n)])
+        with torch.no_grad():
+            sae.W_enc.copy_(both.T + noise * torch.randn(n, 2 * n, generator=generator))
+            sae.W_dec.copy_(both + noise * torch.randn(2 * n, n, generator=generator))
+            sae.b_enc.copy_(noise * torch.randn(2 * n, generator=generator))
+        sae.cfg.metadata.hook_name = info.hook_name
+        found[info.site] = sae
+    return found
+
+
 class ByHand:
     """A one-path run of the spliced model, target by target, from its weights and SAELens' SAEs.
 

@@ -14,6 +14,7 @@ from coded import (
     coded_sites,
     identity_saes,
     make_sae,
+    mirror_saes,
     random_saes,
 )
 from conftest import make_model
@@ -28,7 +29,7 @@ from tl_sparse.ablation import (
     zero_references,
 )
 from tl_sparse.circuit import Node, Site
-from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig
+from tl_sparse.config import AuditConfig, SparsityConfig
 from tl_sparse.model.prefixes import runs_on_prefixes
 from tl_sparse.pruning import evaluate
 from tl_sparse.pruning.trial import Trial
@@ -40,16 +41,7 @@ from tl_sparse.sites import interface_counts, joint_matrix, model_hash, site_map
 TINY = {"n_layers": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_ctx": 8}
 """Small enough for an oracle that runs every target by itself."""
 
-FAST = PruningConfig(
-    n_steps=12,
-    n_edge_steps=12,
-    batch_size=8,
-    target_loss=1.5,
-    min_accuracy=0.0,
-    learning_rate=0.05,
-    k_coef=1e-3,
-    max_exchange=8,
-)
+FAST = replace(QUICK, n_steps=40, n_edge_steps=20, max_exchange=6)
 AUDIT = AuditConfig(n_random=4, n_subsets=4, n_adversarial_steps=3, n_examples=8, max_edges=4)
 
 
@@ -94,9 +86,17 @@ def random_edges(spliced: Any, seed: int = 2) -> Any:
 # -- the raw-channel control: SAEs that are the identity ------------------------------------------
 
 
-def sparse_weights(**shape: Any) -> HookedSparseTransformer:
-    sparsity = SparsityConfig(weight_density=1 / 4)
-    return make_model(sparsity, d_vocab=26, dtype=torch.float64, **(TINY | shape))
+def noisy_planted() -> HookedSparseTransformer:
+    """The model of the planted circuit, with small weights everywhere."""
+    model = planted_model().double()
+    model.cfg.dtype = torch.float64
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("blocks"):
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.1 * noise)
+    return model
 
 
 def test_identity_saes_leave_weights_counts_and_references_as_they_are(corpus):
@@ -125,25 +125,27 @@ def test_identity_saes_leave_a_cut_model_as_it_is(few_tokens):
             torch.testing.assert_close(spliced(few_tokens), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("tie_qk", [False, True])
-def test_with_identity_saes_the_same_circuit_is_found_and_audited_alike(tie_qk):
-    model, task = sparse_weights(), letters_task()
+@pytest.mark.parametrize(("method", "n_edges"), [("learned", 2), ("random", 60)])
+def test_with_identity_saes_the_same_circuit_is_found_and_audited_alike(method, n_edges):
+    """A small one that is learned and cleaned up, and a large one that chance puts together."""
+    model, task = noisy_planted(), letters_task()
     spliced = splice(model, identity_saes(model), errors=False)
-    config = replace(FAST, tie_qk=tie_qk)
+    large = method == "random"
+    config = replace(FAST, method=method, tie_qk=large, drop_one=not large)
     circuits = [
         prune(each, task, zero_references(each), config, progress=False)
         for each in (model, spliced)
     ]
     plain, coded = circuits
     assert coded.nodes == plain.nodes
-    assert len(plain.edges) > 5
+    assert len(plain.edges) >= n_edges
     for mine, theirs in zip(coded.edges, plain.edges, strict=True):
         assert (mine.source, mine.target) == (theirs.source, theirs.target)
         assert mine.weight == pytest.approx(theirs.weight, rel=1e-12)
     for name, loss in plain.losses.items():
         assert coded.losses[name] == pytest.approx(loss, abs=1e-9)
     assert (coded.n_interface, coded.n_biases) == (plain.n_interface, plain.n_biases)
-    if tie_qk:
+    if large:
         return
     reports = [
         audit(each, circuit, task, config=AUDIT, progress=False)
@@ -158,7 +160,7 @@ def test_with_identity_saes_the_same_circuit_is_found_and_audited_alike(tie_qk):
 def test_the_planted_circuit_is_found_among_the_latents_of_identity_saes():
     model = planted_model()
     spliced = splice(model, identity_saes(model))
-    circuit = prune(spliced, letters_task(), zero_references(spliced), QUICK, progress=False)
+    circuit = prune(spliced, letters_task(), zero_references(spliced), FAST, progress=False)
     read, value, write = "0.attn_in.0", "0.v.2", "0.attn_out.5"
     assert [str(node) for node in circuit.nodes] == [read, value, write]
     found = [(str(e.source), str(e.target), e.weight) for e in circuit.edges]
@@ -378,16 +380,18 @@ def parts(sae: Any, name: str, n: int) -> list[list[torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def found() -> tuple[HookedSparseTransformer, SplicedTransformer, Any, Circuit]:
-    model, task = tiny(d_vocab=26), letters_task()
-    spliced = splice(model, random_saes(model, "topk"))
-    circuit = prune(spliced, task, zero_references(spliced), FAST, progress=False)
+    """A latent for each channel and sign, and some noise; the circuit is not cleaned up."""
+    model, task = noisy_planted(), letters_task()
+    spliced = splice(model, mirror_saes(model))
+    config = replace(FAST, drop_one=False, n_edge_steps=50)
+    circuit = prune(spliced, task, zero_references(spliced), config, progress=False)
     return model, spliced, task, circuit
 
 
 def test_a_circuit_of_latents_has_the_loss_that_the_oracle_gives_it(found):
     model, spliced, task, circuit = found
-    saes = random_saes(model, "topk")
-    assert circuit.n_edges > 0
+    saes = mirror_saes(model)
+    assert circuit.n_edges > 3
     sites = site_map(spliced)
     selection = select_circuit(circuit, sites, torch.device("cpu"))
     like = torch.zeros(1, dtype=torch.float64)
@@ -419,9 +423,9 @@ def test_a_circuit_of_latents_is_a_file_like_another(found, tmp_path, few_tokens
     circuit.save(tmp_path / "circuit.json")
     again = Circuit.load(tmp_path / "circuit.json")
     assert again == circuit
-    assert circuit.provenance["saes"]["0.attn_in"] == "6 topk latents, 3 of them on, error"
-    assert len(circuit.references[Site(0, "attn_in")]) == 6 + 8
-    other = splice(model, random_saes(model, "topk"))
+    assert circuit.provenance["saes"]["0.attn_in"] == "64 relu latents, error"
+    assert len(circuit.references[Site(0, "attn_in")]) == 64 + 32
+    other = splice(model, mirror_saes(model))
     tokens = few_tokens % 26
     with only_circuit(other, again):
         first = other(tokens)
@@ -433,7 +437,7 @@ def test_a_circuit_of_latents_is_a_file_like_another(found, tmp_path, few_tokens
 
 def test_an_audit_of_latents_runs_and_knows_the_error(found):
     _, spliced, task, circuit = found
-    error = Node(Site(0, "attn_in"), 6)
+    error = Node(Site(0, "attn_in"), 64)
     if error not in circuit.nodes:
         circuit = replace(circuit, nodes=(*circuit.nodes, error))
     report = audit(spliced, circuit, task, config=AUDIT, progress=False)

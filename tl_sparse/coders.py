@@ -82,10 +82,12 @@ class Coder(nn.Module):
         else:
             x = self.before(x)
             h, seen = x @ self.encoder + self.encoder_bias, x
-            if self.view is not None:
+            if self.view is None:
+                latents = whole = self.activate(h)
+            else:
                 h, seen = self.view(x, h)
-            latents = self.activate(h)
-            nodes = self._beside(latents, seen, latents if seen is x else self.encode(seen))
+                latents, whole = self.activate(h), self.encode(seen)
+            nodes = self._beside(latents, seen, whole)
         nodes = self.hook_nodes(nodes)
         return nodes if self.wide_out else self.decode(nodes)
 
