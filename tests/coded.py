@@ -127,7 +127,7 @@ class ByHand:
     def encoded(self, site: Site, view: Callable[[int], Tensor]) -> Tensor:
         """The nodes of a site, of which the one numbered j sees the activation `view(j)`."""
         sae = self.saes[site]
-        pre: list[Tensor] = []
+        pre: list[Any] = []
         handle = sae.hook_sae_acts_pre.register_forward_hook(lambda m, i, out: pre.append(out))
         for j in range(sae.cfg.d_sae):
             sae.encode(view(j))

@@ -38,7 +38,7 @@ from tl_sparse.sae_baseline import with_saes
 from tl_sparse.selection import nonzero_weights, select_nodes
 from tl_sparse.sites import interface_counts, joint_matrix, model_hash, site_map
 
-TINY = {"n_layers": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_ctx": 8}
+TINY: dict[str, Any] = {"n_layers": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_ctx": 8}
 """Small enough for an oracle that runs every target by itself."""
 
 FAST = replace(QUICK, n_steps=40, n_edge_steps=20, max_exchange=6)
@@ -46,7 +46,8 @@ AUDIT = AuditConfig(n_random=4, n_subsets=4, n_adversarial_steps=3, n_examples=8
 
 
 def tiny(**shape: Any) -> HookedSparseTransformer:
-    return make_model(SparsityConfig(), **(TINY | {"dtype": torch.float64} | shape))
+    every: dict[str, Any] = TINY | {"dtype": torch.float64} | shape
+    return make_model(SparsityConfig(), **every)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_a_model_of_one_neuron_and_three_latents_is_cut_as_by_pencil():
 
     x = 1 -> latents (1, 0, 0), error 0 -> neuron gelu(3) -> write -> logit.
     """
-    shape = {"n_layers": 1, "d_model": 4, "d_head": 4, "d_mlp": 1, "d_vocab": 4}
+    shape: dict[str, Any] = {"n_layers": 1, "d_model": 4, "d_head": 4, "d_mlp": 1, "d_vocab": 4}
     model = make_model(random=False, dtype=torch.float64, **shape)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -330,9 +331,10 @@ def test_edges_that_are_not_to_be_learned_do_not_change_the_run_or_the_other_gra
         torch.testing.assert_close(gradient[some], results[1][1][joint][some], rtol=0, atol=1e-12)
 
 
-def test_virtual_edges_are_counted_as_three_loops_count_them(model):
+def test_virtual_edges_are_counted_as_three_loops_count_them():
     """An edge is a triple product decoder x W x encoder that is not zero."""
-    model = make_model(SparsityConfig(weight_density=1 / 16), **(TINY | {"n_layers": 1}))
+    shape: dict[str, Any] = TINY | {"n_layers": 1}
+    model = make_model(SparsityConfig(weight_density=1 / 16), **shape)
     saes = random_saes(model, "standard", d_sae=3)
     generator = torch.Generator().manual_seed(0)
     for sae in saes.values():

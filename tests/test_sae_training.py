@@ -33,12 +33,12 @@ from tl_sparse.sae_arm.scores import markdown
 from tl_sparse.sae_arm.training import activations
 from tl_sparse.sites import model_hash, site_map
 
-SMALL = SAESettings(expansion=4, l0=4, n_windows=48, batch_size=64, learning_rate=3e-3)
+SMALL = SAESettings(expansion=4, l0=4, n_windows=200, batch_size=64, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
 def model() -> HookedSparseTransformer:
-    shape = {"n_layers": 1, "d_model": 16, "d_mlp": 24, "d_vocab": 400}
+    shape: dict[str, Any] = {"n_layers": 1, "d_model": 16, "d_mlp": 24, "d_vocab": 400}
     return make_model(SparsityConfig(bigram_table=True), **shape)
 
 
@@ -248,9 +248,9 @@ def cell(l0: float, loss: float) -> SweepCell:
 
 
 def test_the_choice_is_the_lowest_loss_at_no_more_latents():
-    few, many, near, worse = cell(16, 3.4), cell(32, 3.2), cell(17, 3.3), cell(8, 3.5)
-    assert choose([few, many, near, worse], 16) is near
-    assert choose([few, many, worse], 16) is few
-    assert choose([few, many, near], 32) is many
+    few, many, near, worse = cell(16.0, 3.4), cell(32.0, 3.2), cell(17.0, 3.3), cell(8.0, 3.5)
+    assert choose([few, many, near, worse], 16.0) is near
+    assert choose([few, many, worse], 16.0) is few
+    assert choose([few, many, near], 32.0) is many
     with pytest.raises(ValueError, match=r"the lowest is 8\.0"):
-        choose([few, worse], 4)
+        choose([few, worse], 4.0)

@@ -283,7 +283,7 @@ def activations(
 def _run(
     model: HookedSparseTransformer, info: SiteInfo, tokens: Int[Tensor, "window pos"]
 ) -> Float[Tensor, "token channel"]:
-    found: list[Tensor] = []
+    found: list[Any] = []
     note = model.hook_dict[info.hook_name].register_forward_hook(
         lambda module, inputs, activation: found.append(activation)
     )
