@@ -12,7 +12,7 @@
 5. Write the JSON, and beside it a Markdown page with the three tables.
 
 The default sweep is twelve sets of ten SAEs on the demo's two layers; at the minute or two for an
-SAE of docs/results/saes.md that is hours, so give fewer, or let it run: it goes on where it stopped.
+SAE of docs/results/saes.md that is hours, so give fewer, or let it run: it resumes SAE by SAE.
 `--tiny` shows the way through in half a minute, on a model of its own.
 """
 
