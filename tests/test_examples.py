@@ -60,6 +60,25 @@ def test_saes_of_four_architectures_are_scored_on_both_arms(tmp_path):
     assert written.endswith("<!-- end of table -->\n\nWords.\n")
 
 
+def test_saes_are_swept_spliced_and_pruned_like_channels(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "sae_arm.py"), "--tiny", "--no-audit"]
+    sweep = ["--architectures", "topk", "--expansions", "2", "--l0s", "4", "8", "--l0", "8"]
+    places = ["--demo", str(tmp_path / "demo"), "--folder", str(tmp_path / "saes")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [*command, *sweep, *places, "--out", str(tmp_path / "out.json")],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found["sweep"]) == 2
+    assert [row["arm"] for row in found["circuits"]] == ["channels", "latents"]
+    channels, latents = found["circuits"]
+    whole = channels["losses"]["model_test"]
+    assert abs(latents["losses"]["model_test"] - whole) < 1e-4
+    assert "| all at once | " in (tmp_path / "out.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["quote_results.py", "task_results.py", "audit_results.py"])
 def test_the_results_scripts_name_their_stages(name):
     command = [sys.executable, str(EXAMPLES / name), "--help"]

@@ -22,6 +22,7 @@ from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import Circuit, Site
 from tl_sparse.circuit_checks import check_circuit
+from tl_sparse.coded_edges import by_entry, completed, widened
 from tl_sparse.data import Corpus
 from tl_sparse.resampling import check_same_shape, values_on, values_shown
 from tl_sparse.selection import Selection, nonzero_weights
@@ -30,7 +31,9 @@ from tl_sparse.sites import (
     SiteInfo,
     SiteMap,
     as_parameter,
-    joint_matrix,
+    coders_of,
+    joint_bias,
+    joint_entries,
     model_hash,
     seen_by_weights,
     site_map,
@@ -42,7 +45,8 @@ class References:
     """The reference value of every node of a model."""
 
     values: Mapping[Site, Float[Tensor, " _"]] = field(repr=False)
-    """One number for each node, by site; none where nodes take their values on another prompt."""
+    """One number for each node, and for each entry of an SAE's error, by site; none where nodes
+    take their values on another prompt."""
     ablation: str
     """What they are: "corpus_mean", "zero", "task_mean", "resample_pair" or "resample_corpus"."""
     model_hash: str
@@ -90,7 +94,7 @@ def references(
     windows = corpus.train.windows(n_ctx, n_windows)
     device = next(model.parameters()).device
     sums = {
-        info.site: torch.zeros(info.width, dtype=torch.float64, device=device)
+        info.site: torch.zeros(info.n_entries, dtype=torch.float64, device=device)
         for info in sites.sites
     }
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
@@ -117,7 +121,7 @@ def zero_references(model: HookedTransformer) -> References:
     """Give references that are all zero (zero ablation)."""
     device = next(model.parameters()).device
     zeros = {
-        info.site: torch.zeros(info.width, dtype=model.cfg.dtype, device=device)
+        info.site: torch.zeros(info.n_entries, dtype=model.cfg.dtype, device=device)
         for info in site_map(model, final=True).sites
     }
     return References(zeros, "zero", model_hash(model), {})
@@ -149,7 +153,7 @@ def resampled_references(
 
 
 def _add_to(sums: dict[Site, Tensor], info: SiteInfo, activation: Tensor, hook: Any) -> None:
-    flat = activation.detach().reshape(-1, info.width)
+    flat = activation.detach().reshape(-1, info.n_entries)
     sums[info.site] += flat.sum(0, dtype=torch.float64)
 
 
@@ -170,6 +174,7 @@ def gated(
     gates: Mapping[Site, Float[Tensor, " _"]],
     values: Mapping[Site, Float[Tensor, "... _"]],
     edges: Mapping[Joint, Float[Tensor, "source target"]] | None = None,
+    learned: Mapping[Joint, Tensor] | None = None,
 ) -> Iterator[None]:
     """Let each site in `gates` pass gate x activation + (1 - gate) x value inside a `with` block.
 
@@ -177,6 +182,8 @@ def gated(
     gate for each weight of a joint: 1 for one that stays, 0 for one through which the target sees
     the source's value instead. Values are one number for a node, or one for each prompt and
     position too ([batch, pos, node]); then the model can be run on that shape of tokens alone.
+    `learned` says which gates of edges are to get a gradient: a saving between an MLP's reads and
+    latents of its neurons, where all between nodes that are in get one if it does not say.
 
     Raises:
         ValueError: If edges are cut through W_O in a stock model with attention sinks.
@@ -186,8 +193,8 @@ def gated(
         info = sites[site]
         value = values[site].to(gate.device, gate.dtype)
         value = value.reshape(*value.shape[:-1], *info.shape)
-        hooks.append((info.hook_name, partial(_gate, gate.reshape(info.shape), value)))
-    cut = _cut(model, edges or {}, values)
+        hooks.append((info.hook_name, partial(_gate, info.spread(gate).reshape(info.shape), value)))
+    cut = _cut(model, sites, completed(model, sites, edges or {}), values, gates, learned)
     with cut, model.hooks(fwd_hooks=hooks), fast_attention(model):
         yield
 
@@ -201,28 +208,36 @@ def _gate(gate: Tensor, value: Tensor, activation: Tensor, hook: Any) -> Tensor:
 @contextmanager
 def _cut(
     model: HookedTransformer,
+    sites: SiteMap,
     edges: Mapping[Joint, Tensor],
     values: Mapping[Site, Tensor],
+    nodes: Mapping[Site, Tensor],
+    learned: Mapping[Joint, Tensor] | None,
 ) -> Iterator[None]:
     """Cut weights: W becomes W x gate, and what the sources' values give through the rest a bias.
 
     Through W_O a value arrives times the sum of a row of the pattern, which sinks make less than 1:
     there the bias is one for each head and goes into `row_sum_bias`. Values that differ from
-    position to position are no bias: `values_shown` adds them.
+    position to position are no bias: `values_shown` adds them. Between sites with coders W is the
+    virtual weight, and `widened` lets the model run on nodes there.
     """
     replaced: dict[str, Tensor] = {}
     row_biases: list[tuple[Any, Tensor]] = []
     by_position: dict[Joint, Tensor] = {}
     for joint, gate in edges.items():
-        matrix = joint_matrix(model, joint)
-        kept = matrix * gate
+        matrix = joint_entries(model, joint)
+        kept = matrix if joint.nonlinear else matrix * by_entry(sites, joint, gate)
         replaced[joint.weight] = as_parameter(model, joint, kept)
+        bias = joint_bias(model, joint)
+        if joint.source in coders_of(model) or joint.target in coders_of(model):
+            replaced[joint.bias] = _like_bias(model, joint, bias)
+        if joint.nonlinear:
+            continue
         if values[joint.source].ndim > 1:
             by_position[joint] = matrix - kept
             continue
         seen = seen_by_weights(model, joint.source, values[joint.source].to(kept))
         shift = seen[:, None] * (matrix - kept)
-        bias = model.get_parameter(joint.bias)
         if joint.target.name == "attn_out" and model.cfg.use_attention_sinks:
             attention: Any = model.blocks[joint.target.layer].attn
             if not hasattr(attention, "row_sum_bias"):
@@ -233,8 +248,10 @@ def _cut(
             by_head = shift.unflatten(0, (model.cfg.n_heads, -1)).sum(1)
             row_biases.append((attention, by_head))
         else:
-            replaced[joint.bias] = bias.detach() + shift.sum(0).view_as(bias)
-    with _parameters_replaced(model, replaced), values_shown(model, by_position, values):
+            replaced[joint.bias] = _like_bias(model, joint, bias + shift.sum(0))
+    shown = values_shown(model, by_position, values)
+    wide = widened(model, sites, edges, values, nodes, learned or {})
+    with _parameters_replaced(model, replaced), shown, wide:
         try:
             for attention, by_head in row_biases:
                 attention.row_sum_bias = by_head
@@ -242,6 +259,12 @@ def _cut(
         finally:
             for attention, _ in row_biases:
                 attention.row_sum_bias = None
+
+
+def _like_bias(model: HookedTransformer, joint: Joint, bias: Tensor) -> Tensor:
+    """Give a bias in the shape of the joint's own; one over the entries of a coder is longer."""
+    own = model.get_parameter(joint.bias)
+    return bias.view_as(own) if own.ndim > 1 else bias
 
 
 @contextmanager
@@ -278,7 +301,7 @@ def only_circuit(
         ValueError: If the circuit was found in another model, or does not fit it; if `other` lacks
             under resampling, or is given without.
     """
-    check_circuit(circuit, model, resampling=True)
+    check_circuit(circuit, model, resampling=True, latents=True)
     if circuit.resamples != (other is not None):
         raise ValueError(
             f"The circuit {circuit.task} was found under the ablation {circuit.ablation!r}: "

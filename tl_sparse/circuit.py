@@ -217,8 +217,17 @@ class Circuit:
         With `residual`, edges of kind "residual" and weight 1 lead from each node that writes a
         channel of the stream to each later one that reads it, and edges of kind "qk", without a
         weight, from each query channel to its key channel.
+
+        Raises:
+            ValueError: If `residual` is asked of a circuit of SAE latents, which are no channels.
         """
         import networkx
+
+        if residual and "saes" in self.provenance:
+            raise ValueError(
+                f"The nodes of the circuit {self.task} are SAE latents, and a latent that writes "
+                "meets every latent that reads. Leave `residual` out."
+            )
 
         graph = networkx.DiGraph(task=self.task, model_hash=self.model_hash)
         for node in self.nodes:

@@ -11,18 +11,30 @@ import torch
 from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import Circuit, Edge, Site
-from tl_sparse.sites import SiteMap, joint_matrix, model_hash, site_map
+from tl_sparse.sites import SiteMap, coders_of, joint_matrix, model_hash, site_map
 
 
-def check_circuit(circuit: Circuit, model: HookedTransformer, *, resampling: bool = False) -> None:
+def check_circuit(
+    circuit: Circuit,
+    model: HookedTransformer,
+    *,
+    resampling: bool = False,
+    latents: bool = False,
+) -> None:
     """Check that a circuit fits a model: the same weights, its sites, its nodes, its edges.
 
-    `resampling` lets circuits pass whose other nodes take values of another prompt.
+    `resampling` lets circuits pass whose other nodes take values of another prompt, `latents`
+    models with SAEs spliced in, whose nodes are no channels.
 
     Raises:
         ValueError: If the circuit was found in another model or its weights have changed since, if
             it has nodes or references that the model lacks, or an edge that is no weight of it.
     """
+    if coders_of(model) and not latents:
+        raise ValueError(
+            f"The circuit {circuit.task} is one of SAE latents, and this reads nodes as channels "
+            "of the model and edges as its weights. Run it (only_circuit) or audit it."
+        )
     if circuit.model_hash != model_hash(model):
         raise ValueError(
             f"The circuit {circuit.task} was found in another model, or the weights have changed. "
@@ -45,11 +57,14 @@ def _check_references(circuit: Circuit, sites: SiteMap) -> None:
     final = any(node.site.name == "final_in" for node in circuit.nodes)
     for info in sites.sites:
         n_given = len(circuit.references.get(info.site, ()))
-        if n_given == info.width or (info.site.name == "final_in" and not n_given and not final):
+        if n_given == info.n_entries or (
+            info.site.name == "final_in" and not n_given and not final
+        ):
             continue
+        what = "entries" if info.n_error else "nodes"
         raise ValueError(
             f"The circuit {circuit.task} has {n_given} reference values for {info.site}, where the "
-            f"model has {info.width} nodes. The file was changed after it was written."
+            f"model has {info.n_entries} {what}. The file was changed after it was written."
         )
     unknown = [site for site in circuit.references if site not in sites]
     if unknown:
@@ -63,6 +78,7 @@ def _check_edges(circuit: Circuit, model: HookedTransformer, sites: SiteMap) -> 
     """Check that each edge is a weight of the model, to the rounding of the model's type."""
     by_ends = {(joint.source, joint.target): joint for joint in sites.joints}
     of_joint: dict[tuple[Site, Site], list[Edge]] = defaultdict(list)
+    coders = set(coders_of(model))
     for edge in circuit.edges:
         of_joint[edge.source.site, edge.target.site].append(edge)
     for ends, edges in of_joint.items():
@@ -72,14 +88,16 @@ def _check_edges(circuit: Circuit, model: HookedTransformer, sites: SiteMap) -> 
         matrix = joint_matrix(model, by_ends[ends]).cpu()
         channels = torch.tensor([(e.source.channel, e.target.channel) for e in edges])
         weights = matrix[channels[:, 0], channels[:, 1]].tolist()
-        tolerance = 2 * torch.finfo(matrix.dtype).eps
+        tolerance, least = 2 * torch.finfo(matrix.dtype).eps, 0.0
+        if coders & set(ends):  # a product of matrices, made anew, is the same to rounding only
+            least = 1000 * tolerance * float(matrix.abs().max())
         for edge, weight in zip(edges, weights, strict=True):
             has = f"The circuit {circuit.task} has the edge {edge}"
             if weight == 0:
                 raise ValueError(
                     f"{has}; in the model this weight is zero, and edges are weights that are not."
                 )
-            if not abs(edge.weight - weight) <= tolerance * abs(weight):
+            if not abs(edge.weight - weight) <= max(tolerance * abs(weight), least):
                 raise ValueError(
                     f"{has}; in the model this weight is {weight:+.6g}. The file was changed after "
                     "it was written."

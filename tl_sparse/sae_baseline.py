@@ -82,9 +82,14 @@ def with_saes(model: HookedSparseTransformer) -> Any:
         >>> torch.equal(spliced.run_with_saes(tokens, saes=[]), model(tokens))
         True
     """
+    return sharing(model, _spliced_class())
+
+
+def sharing(model: HookedSparseTransformer, cls: Any) -> Any:
+    """Give a model of another class with the parameters, buffers and masks of a model."""
     cfg = copy.copy(model.cfg)
     cfg.init_weights = False  # no draws, and no reseeding of the global generator
-    spliced = _spliced_class()(
+    spliced = cls(
         cfg,
         tokenizer=model.tokenizer,
         move_to_device=False,

@@ -6,20 +6,26 @@ bidirectional, with a norm or (if it is a HookedSparseTransformer) without,
 - its **sites**: hook point, width, and the axes of the activation that hold the nodes;
 - its **joints**: each weight matrix that joins two sites, as a (source width, target width) matrix.
 
+A site can have a *coder* (`model.coders`, made by `tl_sparse.sae_arm.splice`). Its nodes are then
+latents and one error, and the joints there are virtual weights: decoder of the source x W x encoder
+of the target, where sites without a coder have the identity.
+
 Nothing else of the pruning and audit code knows how a model is built, so that another kind of model
 is another map.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import SITES, Site
+from tl_sparse.coders import Coder
 
 READ_SITES = frozenset({"attn_in", "mlp_in", "final_in"})
 """Sites whose nodes have no in-edges: they read the residual stream, an identity, not a weight."""
@@ -38,6 +44,15 @@ _STOCK_HOOKS = {
     "attn_in": "blocks.{l}.ln1.hook_normalized",
     "mlp_in": "blocks.{l}.ln2.hook_normalized",
 }
+CODER_PLACES = {
+    "attn_in": "topk_attn_in",
+    "attn_out": "topk_attn_out",
+    "mlp_in": "topk_mlp_in",
+    "mlp_neuron": "mlp.topk",
+    "mlp_out": "topk_mlp_out",
+}
+"""Where in a block a site's coder stands: in the place of its AbsTopK, which it runs first."""
+
 _JOINTS = (
     ("attn_in", "q", "attn.W_Q", "attn.b_Q"),
     ("attn_in", "k", "attn.W_K", "attn.b_K"),
@@ -56,14 +71,34 @@ class SiteInfo:
     hook_name: str
     shape: tuple[int, ...]
     """The trailing axes of the activation whose entries are nodes, e.g. (n_heads, d_head)."""
+    n_error: int = 0
+    """How many of the last entries are one node together: the error of an SAE. 0 without one."""
 
     @property
-    def width(self) -> int:
-        """The number of nodes."""
+    def n_entries(self) -> int:
+        """The number of entries that the hook point shows, each with a reference value."""
         n = 1
         for size in self.shape:
             n *= size
         return n
+
+    @property
+    def width(self) -> int:
+        """The number of nodes."""
+        return self.n_entries - self.n_error + (self.n_error > 0)
+
+    def spread(self, nodes: Shaped[Tensor, "*rows node"]) -> Shaped[Tensor, "*rows entry"]:
+        """Give each entry what its node has."""
+        if not self.n_error:
+            return nodes
+        return torch.cat(
+            [nodes[..., :-1], nodes[..., -1:].expand(*nodes.shape[:-1], self.n_error)], -1
+        )
+
+    def entries(self, channel: int) -> slice:
+        """Give the entries of a node."""
+        last = self.n_error and channel == self.width - 1
+        return slice(channel, self.n_entries if last else channel + 1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +111,8 @@ class Joint:
     """Name of the parameter."""
     bias: str
     """Name of the bias that is added at the target."""
+    nonlinear: bool = False
+    """Whether the MLP's activation function stands between the weight and the target's encoder."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +145,11 @@ def n_position_channels(model: HookedTransformer) -> int:
     return 0 if sparsity is None else sparsity.position_channels
 
 
+def coders_of(model: HookedTransformer) -> Mapping[Site, Coder]:
+    """Give the coders of a model by site; most models have none."""
+    return getattr(model, "coders", {})
+
+
 def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
     """Map a HookedTransformer, sparse or stock; `final` adds the input of the unembedding.
 
@@ -127,9 +169,15 @@ def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
     else:
         assert cfg.d_mlp is not None
         widths["mlp_neuron"] = (cfg.d_mlp,)
-    sites = []
+    sites, coders = [], coders_of(model)
     for layer in range(cfg.n_layers):
         for name in names:
+            coder = coders.get(Site(layer, name))
+            if coder is not None:
+                hook = f"blocks.{layer}.{CODER_PLACES[name]}.hook_nodes"
+                shape = (coder.n_entries,)
+                sites.append(SiteInfo(Site(layer, name), hook, shape, coder.n_error))
+                continue
             hook = _HOOKS[name].format(l=layer)
             if hook not in model.hook_dict:
                 hook = _STOCK_HOOKS[name].format(l=layer)
@@ -146,7 +194,13 @@ def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
             "HookedSparseTransformer of the same weights needs none."
         )
     joints = tuple(
-        Joint(Site(layer, a), Site(layer, b), f"blocks.{layer}.{weight}", f"blocks.{layer}.{bias}")
+        Joint(
+            Site(layer, a),
+            Site(layer, b),
+            f"blocks.{layer}.{weight}",
+            f"blocks.{layer}.{bias}",
+            nonlinear=b == "mlp_neuron" and Site(layer, b) in coders,
+        )
         for layer in range(cfg.n_layers)
         for a, b, weight, bias in _JOINTS
         if a in names and b in names
@@ -155,7 +209,52 @@ def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
 
 
 def joint_matrix(model: HookedTransformer, joint: Joint) -> Float[Tensor, "source target"]:
-    """Give a joint's weight as a (source node, target node) matrix, its heads flattened."""
+    """Give a joint's weight as a (source node, target node) matrix, its heads flattened.
+
+    Between sites with coders these are virtual weights, the activation function left out where the
+    joint is `nonlinear`; of an error, whose weights are as many as it has entries, the norm.
+    """
+    entries = joint_entries(model, joint)
+    source, target = (coders_of(model).get(site) for site in (joint.source, joint.target))
+    if target is not None and joint.nonlinear:
+        entries = entries @ target.as_target()
+    return _by_node(
+        entries,
+        0 if source is None else source.n_error,
+        0 if target is None else target.n_error,
+    )
+
+
+def joint_entries(
+    model: HookedTransformer, joint: Joint
+) -> Float[Tensor, "source_entry target_entry"]:
+    """Give a joint's weight between the entries of its sites, heads flattened.
+
+    The target of a `nonlinear` joint has here the channels that the activation function is given.
+    """
+    weight = _channel_matrix(model, joint)
+    source, target = (coders_of(model).get(site) for site in (joint.source, joint.target))
+    if source is not None:
+        weight = source.as_source() @ weight
+    if target is not None and not joint.nonlinear:
+        weight = weight @ target.as_target()
+    return weight
+
+
+def joint_bias(model: HookedTransformer, joint: Joint) -> Float[Tensor, " target_entry"]:
+    """Give the bias that belongs to `joint_entries`, coders' biases in it, heads flattened."""
+    bias = model.get_parameter(joint.bias).detach().flatten()
+    source, target = (coders_of(model).get(site) for site in (joint.source, joint.target))
+    if source is not None:
+        bias = bias + source.decoder_bias.detach() @ _channel_matrix(model, joint)
+    if target is not None and not joint.nonlinear:
+        bias = target.target_bias(bias)
+    return bias
+
+
+def _channel_matrix(
+    model: HookedTransformer, joint: Joint
+) -> Float[Tensor, "source_channel target_channel"]:
     weight = model.get_parameter(joint.weight).detach()
     if weight.ndim == 2:
         return weight
@@ -164,13 +263,27 @@ def joint_matrix(model: HookedTransformer, joint: Joint) -> Float[Tensor, "sourc
     return weight.transpose(0, 1).flatten(1)  # W_Q, W_K, W_V: head_index inputs d_head
 
 
+def _by_node(entries: Tensor, n_source_error: int, n_target_error: int) -> Tensor:
+    """Let the norm of an error's rows, and of its columns, stand for them."""
+    if n_source_error:
+        rest, error = entries.split([len(entries) - n_source_error, n_source_error])
+        entries = torch.cat([rest, error.norm(dim=0, keepdim=True)])
+    if n_target_error:
+        n = entries.shape[1] - n_target_error
+        rest, error = entries.split([n, n_target_error], dim=1)
+        entries = torch.cat([rest, error.norm(dim=1, keepdim=True)], dim=1)
+    return entries
+
+
 def as_parameter(
-    model: HookedTransformer, joint: Joint, matrix: Float[Tensor, "source target"]
+    model: HookedTransformer, joint: Joint, matrix: Float[Tensor, "source_entry target_entry"]
 ) -> Float[Tensor, "..."]:
-    """Give a (source node, target node) matrix in the shape of the joint's parameter."""
+    """Give a matrix like `joint_entries` in the shape of the joint's parameter."""
     shape = model.get_parameter(joint.weight).shape
-    if len(shape) == 2 or joint.target.name == "attn_out":
-        return matrix.reshape(shape)
+    if len(shape) == 2:
+        return matrix
+    if joint.target.name == "attn_out":
+        return matrix.unflatten(0, tuple(shape[:2]))
     return matrix.unflatten(1, (shape[0], shape[2])).transpose(0, 1)
 
 
@@ -198,23 +311,42 @@ def interface_counts(
 
     The first number is the nonzero entries of W_E in the residual channels that kept nodes read and
     of W_U in those that they write; the second the nonzero biases of kept nodes. Position channels
-    are no residual channels: no token writes them.
+    are no residual channels: no token writes them. A latent reads and writes the channels at which
+    its encoder and its decoder are not zero, an error all of them.
     """
-    d_model = model.cfg.d_model
+    d_model, coders = model.cfg.d_model, coders_of(model)
     reads: set[int] = set()
     writes: set[int] = set()
     for site, kept in channels.items():
         if site.name in ("attn_in", "mlp_in"):
-            reads.update(channel for channel in kept if channel < d_model)
+            touched = _touched(coders.get(site), kept, reading=True)
+            reads.update(channel for channel in touched if channel < d_model)
         if site.name in ("attn_out", "mlp_out"):
-            writes.update(kept)
+            writes.update(_touched(coders.get(site), kept, reading=False))
     n_in = int((model.embed.W_E.detach()[:, sorted(reads)] != 0).sum())
     n_out = int((model.unembed.W_U.detach()[sorted(writes)] != 0).sum())
     n_biases = 0
     for joint in site_map(model).joints:
         bias = model.get_parameter(joint.bias).detach().flatten()
+        if joint.target in coders:
+            coder = coders[joint.target]
+            bias = _by_node(coder.target_bias(bias)[None], 0, coder.n_error)[0]
         n_biases += int((bias[list(channels.get(joint.target, ()))] != 0).sum())
+    for site, coder in coders.items():
+        latents = [c for c in channels.get(site, ()) if c < coder.n_latents]
+        if site.name in READ_SITES:
+            n_biases += int((coder.encoder_bias.detach()[latents] != 0).sum())
     return n_in + n_out, n_biases
+
+
+def _touched(coder: Coder | None, kept: tuple[int, ...], *, reading: bool) -> Iterable[int]:
+    """Give the residual channels that kept nodes read or write."""
+    if coder is None:
+        return kept
+    entries = coder.as_target().T if reading else coder.as_source()
+    if any(channel >= coder.n_latents for channel in kept):
+        return range(entries.shape[1])
+    return (entries[list(kept)] != 0).any(0).nonzero().flatten().tolist()
 
 
 def model_hash(model: HookedTransformer) -> str:
@@ -228,4 +360,6 @@ def model_hash(model: HookedTransformer) -> str:
         tensor = parameter.detach().cpu().double().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().tobytes())
+    for site, coder in sorted(coders_of(model).items()):
+        digest.update(f"{site} {coder.settings}\n".encode())
     return digest.hexdigest()

@@ -97,11 +97,12 @@ def _unexplained(subject: Subject, here: _Run, there: _Run) -> list[float]:
     """Give, for each kept node that varies in the model, the fraction that a run leaves out."""
     found = []
     for node in subject.circuit.nodes:
-        whole = there.values[node.site][..., node.channel][there.there]
-        alone = here.values[node.site][..., node.channel][here.there]
-        variance = whole.var(correction=0)
+        entries = subject.trial.sites[node.site].entries(node.channel)  # an error has many
+        whole = there.values[node.site][..., entries][there.there]
+        alone = here.values[node.site][..., entries][here.there]
+        variance = whole.var(0, correction=0).sum()
         if variance > 0:
-            found.append(((whole - alone).square().mean() / variance).item())
+            found.append(((whole - alone).square().mean(0).sum() / variance).item())
     return found
 
 
@@ -151,7 +152,8 @@ def _loss_with(subject: Subject, chosen: dict[Site, Tensor]) -> float:
 
 def _put(info: SiteInfo, chosen: Tensor, whole: Tensor, activation: Tensor, hook: Any) -> Tensor:
     flat = activation.flatten(2)
-    return torch.where(chosen, whole[:, : flat.shape[1]], flat).view_as(activation)
+    some = torch.where(info.spread(chosen), whole[:, : flat.shape[1]], flat)
+    return some.view_as(activation)
 
 
 def _attention(subject: Subject, here: _Run, there: _Run, empty: _Run) -> Iterator[Finding]:

@@ -102,7 +102,8 @@ def worst_part(subject: Subject, progress: bool) -> Parts:
         nodes = {k: torch.ones_like(v).to(trial.like) for k, v in subject.selection.nodes.items()}
         nodes |= {key: gate for key, gate in full.items() if isinstance(key, Site)}
         edges = {key: gate for key, gate in full.items() if not isinstance(key, Site)}
-        with trial.running(nodes, trial.values("train", chosen, batch), edges):
+        learned = {key: some for key, some in outside.items() if not isinstance(key, Site)}
+        with trial.running(nodes, trial.values("train", chosen, batch), edges, learned):
             loss = task.loss(task.logits(subject.model, batch), batch)
         if loss.item() > worst[0]:
             worst = (loss.item(), {key: tau.detach() > 0 for key, tau in taus.items()})

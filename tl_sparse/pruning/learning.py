@@ -93,7 +93,7 @@ def learn_edges(
             )
             for joint, gate in gates.items()
         }
-        return trial.running(around, values, edges)
+        return trial.running(around, values, edges, selection.edges)
 
     few = max(FEWEST_STEPS, STEPS_AN_EDGE * selection.n_edges)
     steps = min(config.n_edge_steps, few)

@@ -35,7 +35,7 @@ def task_references(
     check_lengths(model, task)
     sites = site_map(model, final=True)
     device = next(model.parameters()).device
-    sums = {info.site: torch.zeros(info.width, dtype=torch.float64) for info in sites.sites}
+    sums = {info.site: torch.zeros(info.n_entries, dtype=torch.float64) for info in sites.sites}
     n, count = task.n_examples("train"), 0
     for start in tqdm(range(0, n, batch_size), desc="task mean", disable=not progress):
         batch = task.batch("train", range(start, min(start + batch_size, n))).to(device)

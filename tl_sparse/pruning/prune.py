@@ -33,7 +33,7 @@ from tl_sparse.pruning.sizes import Curve, choose_edges, choose_nodes
 from tl_sparse.pruning.trial import Trial, evaluate
 from tl_sparse.resampling import values_on
 from tl_sparse.selection import Selection
-from tl_sparse.sites import interface_counts, site_map
+from tl_sparse.sites import coders_of, interface_counts, site_map
 from tl_sparse.tasks import Task
 
 
@@ -242,6 +242,8 @@ def _circuit(search: _Search, *, losses: dict[str, float], forced: bool) -> Circ
         "versions": versions(),
         "stages": [{k: v for k, v in stage.items() if k != "seconds"} for stage in search.stages],
     }
+    if coders_of(trial.model):
+        provenance["saes"] = {str(s): coder.words for s, coder in coders_of(trial.model).items()}
     if search.calibration is not None:
         texts = {token: text for text, token in provenance["answers"].items()}
         shifts = {texts[token]: t for token, t in search.calibration.shifts.items()}

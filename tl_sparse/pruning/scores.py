@@ -75,7 +75,7 @@ def score_edges(
             joint: torch.ones_like(kept[joint], dtype=gate.dtype).index_put(places[joint], gate)
             for joint, gate in gates.items()
         }
-        return trial.running(nodes, values, edges)
+        return trial.running(nodes, values, edges, kept)
 
     if not sizes:
         return {}

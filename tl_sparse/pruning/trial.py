@@ -63,9 +63,10 @@ class Trial:
         nodes: Mapping[Site, Tensor],
         values: Values,
         edges: Mapping[Joint, Tensor] | None = None,
+        learned: Mapping[Joint, Tensor] | None = None,
     ) -> AbstractContextManager[Any]:
-        """Run the model with gates on its nodes and edges inside a `with` block."""
-        return gated(self.model, self.sites, nodes, values, edges)
+        """Run the model with gates on its nodes and edges inside a `with` block: see `gated`."""
+        return gated(self.model, self.sites, nodes, values, edges, learned)
 
     def batch(self, split: Split, indices: Sequence[int]) -> Any:
         """Give examples of a split, to be run as the tree of their prefixes if that is right."""
