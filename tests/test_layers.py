@@ -64,6 +64,8 @@ LAYERS = {
     "sae_baseline": 7,
     "audit_page": 8,
     "bench": 8,
+    "concepts": 8,
+    "capability": 9,
     "report": 9,
     "demo_arms": 8,
     "demo": 10,
