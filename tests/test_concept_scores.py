@@ -228,8 +228,12 @@ def test_a_planted_node_is_found_with_f1_one():
     assert row.chance_gain < 0.3
     assert report.n_tracked[0] >= 1
     assert report.best_concept[0] == "number"
-    assert report.monosemanticity[0] == pytest.approx(row.own_share)
-    assert report.purity[0] == pytest.approx(1.0)
+    assert report.pairs is not None
+    bits = report.pairs.information[:, 0]
+    assert report.monosemanticity[0] == pytest.approx(bits.max() / bits.sum())
+    assert report.purity[0] == pytest.approx(bits.max() / bits.sum() / row.own_share)
+    p = row.n_positive / report.provenance["n_tokens"][1]
+    assert bits.max() == pytest.approx(entropy(p, 1 - p))
 
 
 def test_on_shifted_labels_the_best_of_all_nodes_is_at_chance():
@@ -342,7 +346,9 @@ def test_what_cannot_work_is_refused_before_any_work(model, texts):
         concepts.score(model, texts, CONFIG, coders={"nowhere": abs}, progress=False)
     with pytest.raises(ValueError, match="A coder is a function"):
         concepts.score(model, texts, CONFIG, coders={"blocks.0.hook_mlp_out": 3}, progress=False)
-    with pytest.raises(ValueError, match="No concept holds at 100000 tokens of each half"):
+    with pytest.raises(
+        ValueError, match="No concept holds, and fails, at 100000 tokens of each half"
+    ):
         concepts.score(model, texts, ConceptConfig(min_positives=100_000), progress=False)
 
 

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Int
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
+from tqdm import tqdm
 
 from tl_sparse.concepts.catalog import CONCEPTS
 from tl_sparse.concepts.lexical import mark_lexical
@@ -131,7 +132,9 @@ class _Labelled:
     labels: np.ndarray | None
 
 
-def label_tokens(source: Corpus | Iterable[Any], tokenizer: Any, n_tokens: int) -> LabelledTokens:
+def label_tokens(
+    source: Corpus | Iterable[Any], tokenizer: Any, n_tokens: int, *, progress: bool = False
+) -> LabelledTokens:
     """Label the first `n_tokens` tokens of a corpus' validation side, or of texts.
 
     Raises:
@@ -146,11 +149,13 @@ def label_tokens(source: Corpus | Iterable[Any], tokenizer: Any, n_tokens: int) 
         stream = (_label(document.text, encode(document.text)) for document in documents(source))
     found: list[_Labelled] = []
     total = 0
-    for document in stream:
-        found.append(document)
-        total += len(document.tokens) + 1
-        if total >= n_tokens:
-            break
+    with tqdm(desc="labels", total=n_tokens, unit="token", disable=not progress) as bar:
+        for document in stream:
+            found.append(document)
+            total += len(document.tokens) + 1
+            bar.update(len(document.tokens) + 1)
+            if total >= n_tokens:
+                break
     n_labelled = sum(document.labels is not None for document in found)
     if n_labelled < 2:
         raise ValueError(

@@ -72,17 +72,10 @@ def score(
             parses, if windows are shorter than what is left unscored, if a hook point is missing,
             if no concept is frequent enough, or if an activation is NaN or infinite.
     """
-    config = config or ConceptConfig()
-    n_ctx = model.cfg.n_ctx
-    if model.tokenizer is None:
-        raise ValueError("Concepts are of text: the model needs a tokenizer. model.set_tokenizer.")
-    if config.n_unscored >= n_ctx:
-        raise ValueError(
-            f"n_unscored is smaller than the model's windows of {n_ctx}, got {config.n_unscored}. "
-            "Nothing would be scored."
-        )
-    check_coders(model, coders or {})
-    text = label_tokens(source, model.tokenizer, config.n_tokens).cut(n_ctx, config.n_unscored)
+    config, n_ctx = config or ConceptConfig(), model.cfg.n_ctx
+    _check(model, config, coders or {})
+    stream = label_tokens(source, model.tokenizer, config.n_tokens, progress=progress)
+    text = stream.cut(n_ctx, config.n_unscored)
     halves, labels, kept = _both_halves(text, config)
     if coders is None:
         places = site_places(model)
@@ -104,6 +97,18 @@ def score(
     return _report(joined(found), labels[1], kept, places, config.threshold, provenance)
 
 
+def _check(model: HookedTransformer, config: ConceptConfig, coders: Mapping[str, Any]) -> None:
+    """Refuse what can't work before any work."""
+    if model.tokenizer is None:
+        raise ValueError("Concepts are of text: the model needs a tokenizer. model.set_tokenizer.")
+    if config.n_unscored >= model.cfg.n_ctx:
+        raise ValueError(
+            f"n_unscored is smaller than the model's windows of {model.cfg.n_ctx}, got "
+            f"{config.n_unscored}. Nothing would be scored."
+        )
+    check_coders(model, coders)
+
+
 def _both_halves(
     text: LabelledTokens, config: ConceptConfig
 ) -> tuple[tuple[Tensor, Tensor], tuple[np.ndarray, np.ndarray], list[str]]:
@@ -114,11 +119,13 @@ def _both_halves(
     scored = text.half[text.half >= 0]
     held = text.labels[:, text.half >= 0]
     halves = ((scored == 0).nonzero()[:, 0], (scored == 1).nonzero()[:, 0])
-    frequent = torch.stack([held[:, half].sum(1) for half in halves]).amin(0)
+    sums = [held[:, half].sum(1) for half in halves]
+    rarer = [n.minimum(len(half) - n) for n, half in zip(sums, halves, strict=True)]
+    frequent = torch.stack(rarer).amin(0)
     rows = (frequent >= config.min_positives).nonzero()[:, 0]
     if not len(rows):
         raise ValueError(
-            f"No concept holds at {config.min_positives} tokens of each half of the "
+            f"No concept holds, and fails, at {config.min_positives} tokens of each half of the "
             f"{len(scored):,} that are scored. Give more text, or lower min_positives."
         )
     generator = torch.Generator().manual_seed(config.seed)
@@ -150,6 +157,34 @@ def _report(
     widths = {place.name: place.width for place in places}
     real, chance = rows_of(pairs, slice(0, n)), rows_of(pairs, slice(n, 2 * n))
     own = own_shares(torch.from_numpy(labels[:, :n]))
+    n_tracked = (real.gain >= threshold).sum(0)
+    best = real.information.argmax(0)
+    share = real.information.amax(0) / real.information.sum(0).clamp(min=1e-12)
+    some = n_tracked > 0
+    return ConceptReport(
+        concepts=_rows(real, chance, labels, kept, widths, threshold, own),
+        left_out=tuple(name for name in names() if name not in kept),
+        places=widths,
+        n_tracked=tuple(n_tracked.tolist()),
+        n_tracked_by_chance=tuple((chance.gain >= threshold).sum(0).tolist()),
+        best_concept=_where(some, [kept[i] for i in best.tolist()]),
+        monosemanticity=_where(some, share.tolist()),
+        purity=_where(some, (share / own[best]).tolist()),
+        provenance=provenance,
+        pairs=real,
+    )
+
+
+def _rows(
+    real: PairScores,
+    chance: PairScores,
+    labels: Float[np.ndarray, "token column"],
+    kept: list[str],
+    widths: dict[str, int],
+    threshold: float,
+    own: Float[Tensor, " concept"],
+) -> tuple[ConceptRow, ...]:
+    """Give each concept's best node, chosen by its F1 on the first half."""
     rows = []
     for i, name in enumerate(kept):
         best, lucky = int(real.chosen_f1[i].argmax()), int(chance.chosen_f1[i].argmax())
@@ -172,22 +207,7 @@ def _report(
                 **at_best,
             )
         )
-    n_tracked = (real.gain >= threshold).sum(0)
-    best = real.information.argmax(0)
-    share = real.information.amax(0) / real.information.sum(0).clamp(min=1e-12)
-    some = n_tracked > 0
-    return ConceptReport(
-        concepts=tuple(rows),
-        left_out=tuple(name for name in names() if name not in kept),
-        places=widths,
-        n_tracked=tuple(n_tracked.tolist()),
-        n_tracked_by_chance=tuple((chance.gain >= threshold).sum(0).tolist()),
-        best_concept=_where(some, [kept[i] for i in best.tolist()]),
-        monosemanticity=_where(some, share.tolist()),
-        purity=_where(some, (share / own[best]).tolist()),
-        provenance=provenance,
-        pairs=real,
-    )
+    return tuple(rows)
 
 
 def own_shares(labels: Float[Tensor, "token concept"]) -> Float[Tensor, " concept"]:
@@ -196,7 +216,7 @@ def own_shares(labels: Float[Tensor, "token concept"]) -> Float[Tensor, " concep
     each = both.diagonal()
     n_tokens = torch.full_like(both, len(labels))
     found = information(both, each[:, None].expand_as(both), each.expand_as(both), n_tokens)
-    return found.diagonal() / found.sum(1)
+    return found.diagonal() / found.sum(1).clamp(min=1e-12)
 
 
 def _where(some: Bool[Tensor, " node"], values: list[Any]) -> tuple[Any, ...]:

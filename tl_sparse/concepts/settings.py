@@ -37,7 +37,7 @@ class ConceptConfig:
     """A node tracks a concept if its gain on the held-out half reaches this, in (0, 1]."""
 
     min_positives: int = 20
-    """A concept is left out if it holds at fewer tokens of either half."""
+    """A concept is left out if it holds, or fails, at fewer tokens of either half."""
 
     batch_size: int = 32
     """Windows that the model runs at a time."""
