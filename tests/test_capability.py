@@ -173,7 +173,7 @@ def test_training_compute_is_at_least_six_flops_per_weight_and_token(corpus):
 def test_the_table_has_sizes_compute_and_bits_of_every_model(corpus):
     model = make_model(d_vocab=corpus.d_vocab)
     with torch.no_grad():
-        model.W_in[0] = 0
+        model.blocks[0].mlp.W_in.zero_()
     training = TrainingConfig(n_tokens=640, batch_size=4)
     row = capability.capability_row(
         "sparse", model, corpus, training=training, n_windows=5, progress=False

@@ -57,7 +57,7 @@ EXAMPLES = {
 """Each concept with a source, and a mark under every character at which it holds."""
 
 MORE = [
-    ("string", 'rb"x" "y"', "  ^^  ^^ "),
+    ("string", 'rb"x" b"y"', "  ^^   ^^ "),
     ("string", "x = 1  # don't", "              "),
     ("f_string", "rf'''{x}'''", "  ^^^^^^   "),
     ("string", "f'{a[\"k\"]}' + c", " ^^^^^^^^^     "),

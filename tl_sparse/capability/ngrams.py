@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -100,7 +100,7 @@ class NGramModel:
     @classmethod
     def count(
         cls,
-        tokens: Int[np.ndarray, " token"],
+        tokens: Integer[np.ndarray, " token"],
         d_vocab: int,
         *,
         order: int = 5,
@@ -150,7 +150,7 @@ def digit_bits(d_vocab: int) -> int:
 
 
 def _packed(
-    tokens: Int[np.ndarray, "*rows token"], bits: int, length: int
+    tokens: Integer[np.ndarray, "*rows token"], bits: int, length: int
 ) -> Int[np.ndarray, "*rows gram"]:
     """Write each n-gram as an integer, its last token in the lowest bits."""
     n = tokens.shape[-1] - length + 1
@@ -161,7 +161,7 @@ def _packed(
 
 
 def _count(
-    tokens: Int[np.ndarray, " token"], bits: int, length: int, progress: bool
+    tokens: Integer[np.ndarray, " token"], bits: int, length: int, progress: bool
 ) -> tuple[Int[np.ndarray, " gram"], Int[np.ndarray, " gram"]]:
     """Give all n-grams of a length, sorted, with their counts."""
     grams, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)

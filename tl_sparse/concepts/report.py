@@ -74,10 +74,10 @@ class ConceptReport:
         return node_name(self.places, index)
 
     def at_least(self, *, by_chance: bool = False) -> list[tuple[int, float]]:
-        """Give the share of nodes that track at least 1, 2, 3 ... concepts."""
+        """Give the share of nodes that track at least 0, 1, 2 ... concepts."""
         counts = self.n_tracked_by_chance if by_chance else self.n_tracked
         most = max(counts, default=0)
-        return [(k, sum(n >= k for n in counts) / len(counts)) for k in range(1, most + 1)]
+        return [(k, sum(n >= k for n in counts) / len(counts)) for k in range(most + 1)]
 
     def summary(self) -> dict[str, Any]:
         """Give the numbers that one compares models by."""
