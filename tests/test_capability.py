@@ -20,7 +20,7 @@ class Dictionary:
     def __init__(self, tokens, d_vocab, order):
         self.d_vocab, self.order = d_vocab, order
         grams = [tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1)]
-        self.counts = {order: Counter(grams)}
+        self.counts: dict[int, Counter] = {order: Counter(grams)}
         for length in range(order - 1, 0, -1):
             before = defaultdict(set)
             for gram in self.counts[length + 1]:

@@ -13,6 +13,7 @@ from tl_sparse import concepts, data
 from tl_sparse.concepts import ConceptConfig, ConceptReport
 from tl_sparse.concepts.activations import level_edges, parts_in_groups, site_places
 from tl_sparse.concepts.counting import count_levels
+from tl_sparse.concepts.labelling import label_tokens
 from tl_sparse.concepts.run import own_shares
 from tl_sparse.concepts.scoring import best_rules, score_rules
 from tl_sparse.data import train_tokenizer
@@ -172,7 +173,7 @@ def test_every_node_of_every_site_is_scored(model, report):
 
 def test_scores_are_those_of_activations_read_one_by_one(model, texts, report):
     """The best node's F1, precision and recall, from a cache and the labels alone."""
-    stream = concepts.labelling.label_tokens(texts, model.tokenizer, CONFIG.n_tokens)
+    stream = label_tokens(texts, model.tokenizer, CONFIG.n_tokens)
     stream = stream.cut(model.cfg.n_ctx, CONFIG.n_unscored)
     n_ctx, names = model.cfg.n_ctx, concepts.names()
     for row in report.concepts[:4]:
@@ -210,7 +211,7 @@ def number_model():
     with torch.no_grad():
         model.W_E.normal_(generator=torch.Generator().manual_seed(0))
         for index in range(len(tokenizer)):
-            is_number = tokenizer.decode([index])[-1:].isdigit()
+            is_number = str(tokenizer.decode([index]))[-1:].isdigit()
             model.W_E[index, 0] = 2.0 if is_number else -2.0
     return model, texts
 

@@ -126,7 +126,8 @@ def library(module) -> str:
 def parsed(request):
     """A source of the standard library, its nodes outside f-strings, and the spans found in it."""
     text = library(request.param)
-    nodes, waiting = [], [ast.parse(text)]
+    nodes: list[ast.AST] = []
+    waiting: list[ast.AST] = [ast.parse(text)]
     while waiting:
         nodes.append(waiting.pop())
         if not isinstance(nodes[-1], ast.JoinedStr):
