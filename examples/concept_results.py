@@ -34,6 +34,7 @@ MARKS = ("<!-- tables: made by examples/concept_results.py -->", "<!-- end of ta
 ARMS = ("sparse", "dense")
 SAE_HOOK, D_SAE, K = "blocks.0.hook_resid_post", 1024, 16
 N_SAE_WINDOWS = 4_000
+THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 
 
 def open_demo(folder: Path) -> tuple[Corpus, dict[str, Any]]:
@@ -97,11 +98,13 @@ def capabilities(
             capability.capability_row(name, model, corpus, training=training, n_windows=n_windows)
         )
     n_ctx = models["sparse"].cfg.n_ctx
-    for order in range(1, 6):
+    as_many = settings["sparse_training"]["n_tokens"]
+    for order, n_tokens in [*((order, n_counted) for order in range(1, 6)), (5, as_many)]:
         model = capability.NGramModel.fit(
-            corpus.train, corpus.d_vocab, order=order, n_tokens=n_counted
+            corpus.train, corpus.d_vocab, order=order, n_tokens=n_tokens
         )
-        name = f"{order}-gram, Kneser-Ney"
+        n_read = min(n_tokens or corpus.train.n_tokens, corpus.train.n_tokens)
+        name = f"{order}-gram of {n_read:,} tokens"
         rows.append(
             capability.capability_row(name, model, corpus, n_ctx=n_ctx, n_windows=n_windows)
         )
@@ -119,7 +122,9 @@ def write_results(
         "concepts": {
             name: [asdict(row) for row in report.concepts] for name, report in reports.items()
         },
-        "at least": {name: report.at_least() for name, report in reports.items()},
+        "at least": {
+            name: {t: report.at_least(t) for t in THRESHOLDS} for name, report in reports.items()
+        },
         "capability": [row.to_dict() for row in rows],
     }
     write_text(page.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
@@ -132,7 +137,11 @@ def write_results(
         f" ({first.provenance['n_documents_skipped']} more are not Python that parses).",
         "### Concepts and nodes",
         concepts.arms_table(reports),
-        concepts.draw_tracked(reports),
+        "Share of the nodes whose gain for any concept is at least so much (the same on shifted"
+        " labels), and for how many such a node is:",
+        concepts.thresholds_table(reports, THRESHOLDS),
+        f"Nodes by the number of concepts at gain {THRESHOLDS[1]:g}:",
+        concepts.draw_tracked(reports, THRESHOLDS[1]),
         concepts.draw_best(reports),
         "### The best node of each concept",
         concepts.best_nodes_table(reports),

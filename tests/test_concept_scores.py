@@ -370,3 +370,17 @@ def test_generated_programs_have_most_concepts():
     programs = list(data.generate_programs(50, seed=1))
     found = set().union(*(concepts.spans(text) for text in programs))
     assert len(found) >= 30
+
+
+def test_other_thresholds_count_from_the_gains_and_need_them(report, tmp_path):
+    assert report.pairs is not None
+    assert report.tracked_at(0.5) == report.n_tracked
+    assert report.tracked_at(0.5, by_chance=True) == report.n_tracked_by_chance
+    by_hand = tuple(sum(g >= 0.1 for g in gains) for gains in report.pairs.gain.T.tolist())
+    assert report.tracked_at(0.1) == by_hand
+    table = concepts.thresholds_table({"sparse": report}, (0.1, 0.5)).splitlines()
+    share = sum(n > 0 for n in by_hand) / report.n_nodes
+    assert table[2].startswith(f"| 0.1 | {share:.1%} (")
+    report.save(tmp_path / "report.json")
+    with pytest.raises(ValueError, match="read from a file has one threshold only"):
+        ConceptReport.load(tmp_path / "report.json").at_least(0.1)

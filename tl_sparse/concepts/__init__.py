@@ -17,7 +17,13 @@ Read `catalog`, `labelling` (with `source`, `lexical` and `syntax`), `activation
 """
 
 from tl_sparse.concepts.catalog import CONCEPTS, names
-from tl_sparse.concepts.figures import arms_table, best_nodes_table, draw_best, draw_tracked
+from tl_sparse.concepts.figures import (
+    arms_table,
+    best_nodes_table,
+    draw_best,
+    draw_tracked,
+    thresholds_table,
+)
 from tl_sparse.concepts.labelling import labels, spans
 from tl_sparse.concepts.report import ConceptReport, ConceptRow
 from tl_sparse.concepts.run import score
@@ -40,4 +46,5 @@ __all__ = [
     "names",
     "score",
     "spans",
+    "thresholds_table",
 ]

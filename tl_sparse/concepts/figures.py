@@ -1,15 +1,18 @@
 """Several arms on one plot and in one table: nodes by concepts tracked, concepts by best node."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_sparse.concepts.report import ConceptReport
 from tl_sparse.curves import draw_curves
 
 
-def draw_tracked(reports: Mapping[str, ConceptReport]) -> str:
-    """Draw the share of nodes that track at least so many concepts, one curve an arm, as SVG."""
-    curves = {name: report.at_least() for name, report in reports.items()}
+def draw_tracked(reports: Mapping[str, ConceptReport], threshold: float | None = None) -> str:
+    """Draw the share of nodes that track at least so many concepts, one curve an arm, as SVG.
+
+    `threshold` is another one than the reports' own; it needs their `pairs`.
+    """
+    curves = {name: report.at_least(threshold) for name, report in reports.items()}
     return draw_curves(
         curves, x_label="concepts tracked, at least", y_label="share of nodes", log_y=True
     )
@@ -58,6 +61,24 @@ def best_nodes_table(reports: Mapping[str, ConceptReport]) -> str:
         rows.append([f"`{concept}`", _cell(known[0].n_positive), f"{known[0].always_f1:.2f}",
                      *cells, f"{lucky:.2f}"])  # fmt: skip
     return markdown_table(["concept", "tokens", "always", *reports, "shifted"], rows)
+
+
+def thresholds_table(reports: Mapping[str, ConceptReport], thresholds: Sequence[float]) -> str:
+    """Give how many nodes track concepts at several thresholds, as a Markdown table.
+
+    A cell is: share of nodes that track any (the same on shifted labels), concepts per such node.
+    """
+    rows = []
+    for threshold in thresholds:
+        cells = []
+        for report in reports.values():
+            some = [n for n in report.tracked_at(threshold) if n]
+            lucky = sum(n > 0 for n in report.tracked_at(threshold, by_chance=True))
+            per_node = f"{sum(some) / len(some):.2f}" if some else "-"
+            shares = f"{len(some) / report.n_nodes:.1%} ({lucky / report.n_nodes:.1%})"
+            cells.append(f"{shares}, {per_node}")
+        rows.append([f"{threshold:g}", *cells])
+    return markdown_table(["gain at least", *reports], rows)
 
 
 def markdown_table(names: list[str], rows: list[list[str]]) -> str:

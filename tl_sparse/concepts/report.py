@@ -10,6 +10,8 @@ from tl_sparse.checkpoints import read_json
 from tl_sparse.concepts.scoring import PairScores
 from tl_sparse.files import write_text
 
+UNSAVED = frozenset({"pairs", "shifted"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptRow:
@@ -63,6 +65,8 @@ class ConceptReport:
     """Model, text, settings, versions."""
     pairs: PairScores | None = field(default=None, repr=False, compare=False)
     """Every score of every concept and node, concepts in the order of `concepts`; not saved."""
+    shifted: PairScores | None = field(default=None, repr=False, compare=False)
+    """The same on labels shifted against the tokens; not saved."""
 
     @property
     def n_nodes(self) -> int:
@@ -73,9 +77,23 @@ class ConceptReport:
         """Name a node by its place in the tuples, as `0.mlp_neuron.31`."""
         return node_name(self.places, index)
 
-    def at_least(self, *, by_chance: bool = False) -> list[tuple[int, float]]:
-        """Give the share of nodes that track at least 0, 1, 2 ... concepts."""
-        counts = self.n_tracked_by_chance if by_chance else self.n_tracked
+    def tracked_at(self, threshold: float, *, by_chance: bool = False) -> tuple[int, ...]:
+        """Count each node's concepts whose gain reaches another threshold than the report's.
+
+        Raises:
+            ValueError: If the report was read from a file, which has no `pairs`.
+        """
+        pairs = self.shifted if by_chance else self.pairs
+        if pairs is None:
+            raise ValueError("A report read from a file has one threshold only. Score again.")
+        return tuple((pairs.gain >= threshold).sum(0).tolist())
+
+    def at_least(self, threshold: float | None = None) -> list[tuple[int, float]]:
+        """Give the share of nodes that track at least 0, 1, 2 ... concepts.
+
+        `threshold` is another one than the report's; see `tracked_at`.
+        """
+        counts = self.n_tracked if threshold is None else self.tracked_at(threshold)
         most = max(counts, default=0)
         return [(k, sum(n >= k for n in counts) / len(counts)) for k in range(most + 1)]
 
@@ -111,8 +129,8 @@ class ConceptReport:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all but `pairs` as JSON values."""
-        values = {name: value for name, value in vars(self).items() if name != "pairs"}
+        """Give all but `pairs` and `shifted` as JSON values."""
+        values = {name: value for name, value in vars(self).items() if name not in UNSAVED}
         rows = [asdict(row) for row in self.concepts]
         values |= {"concepts": rows, "places": dict(self.places)}
         values["provenance"] = dict(self.provenance)
@@ -126,12 +144,12 @@ class ConceptReport:
         return cls(**{**values, **lists, "concepts": rows})
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, whole or not at all; `pairs` is not written."""
+        """Write as JSON, whole or not at all, but for `pairs` and `shifted`."""
         write_text(path, json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "ConceptReport":
-        """Read a file that `save` wrote; it has no `pairs`."""
+        """Read a file that `save` wrote; it has no `pairs` and no `shifted`."""
         return cls.from_dict(read_json(Path(path)))
 
 

@@ -172,6 +172,7 @@ def _report(
         purity=_where(some, (share / own[best]).tolist()),
         provenance=provenance,
         pairs=real,
+        shifted=chance,
     )
 
 
