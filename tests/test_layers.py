@@ -69,6 +69,8 @@ LAYERS = {
     "bench": 8,
     "sweeps": 8,
     "zoo": 8,
+    "concepts": 8,
+    "capability": 9,
     "report": 9,
     "demo_arms": 8,
     "demo": 10,
