@@ -64,6 +64,7 @@ LAYERS = {
     "sae_baseline": 7,
     "audit_page": 8,
     "bench": 8,
+    "bridges": 8,
     "report": 9,
     "demo_arms": 8,
     "demo": 10,
