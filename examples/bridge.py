@@ -187,10 +187,6 @@ def main() -> None:
     found, curve = steer_by_the_best(dense, sparse, bridges, task, circuit, size.n_tried)
     found |= {"dense": f"{args.dense}, {dense!r}", "seed": args.seed}
     found["training"] = last_scores(history)
-        "dense": f"{args.dense}, {dense!r}",
-        "training": last_scores(history),
-        "seed": args.seed,
-    }
     curve.save(args.out / "curve.json")
     write_text(args.out / "found.json", json.dumps(found, indent=1) + "\n")
     write_text(args.out / "bridge.md", page(found, curve))

@@ -32,7 +32,7 @@ STRENGTHS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
 """Strengths of a curve unless others are given: closer together where the paper's rise."""
 
 _STRENGTHS = Rule(
-    "is a list or tuple of one or more numbers in rising order",
+    "are a list or tuple of one or more numbers in rising order",
     lambda v: (
         isinstance(v, list | tuple)
         and len(v) > 0
