@@ -262,6 +262,18 @@ def dense_for(corpus: data.Corpus) -> HookedTransformer:
     return HookedTransformer(DENSE_SHAPE | {"d_vocab": corpus.d_vocab})
 
 
+@pytest.fixture(scope="module")
+def trained(corpus: data.Corpus) -> HookedTransformer:
+    """A dense model that has learned something, in TransformerLens' own class."""
+    shape = DENSE_SHAPE | {"d_vocab": corpus.d_vocab}
+    model = HookedSparseTransformer(shape)
+    config = TrainingConfig(n_tokens=60 * 16 * 16, batch_size=16, learning_rate=0.01)
+    train(model, corpus, config, progress=False)
+    stock = HookedTransformer(shape)
+    stock.load_state_dict(model.state_dict())
+    return stock
+
+
 def everything(model: torch.nn.Module, bridges: torch.nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict()) | {f"bridges.{n}": t for n, t in bridges.state_dict().items()}
 
@@ -324,8 +336,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(how, corpus, tmp_path):
     assert all(torch.equal(on_disk[name], tensor) for name, tensor in found.items())
 
 
-def test_training_lowers_every_part_and_leaves_the_dense_model_as_it_was(corpus):
-    dense, sparse = dense_for(corpus), fresh(corpus)
+def test_training_lowers_every_part_and_leaves_the_dense_model_as_it_was(corpus, trained):
+    dense, sparse = trained, fresh(corpus)
     dense.W_E.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in dense.named_parameters()}
     config = replace(QUICK, n_tokens=40 * 8 * 16, batch_size=8, eval_every=10, anneal="none")
