@@ -243,6 +243,7 @@ def test_half_precision_residuals_are_compared_in_float32():
 
 def test_the_residual_streams_are_what_stands_at_the_hook_points(tokens):
     model = make_model(SPARSE)
+    model.set_attention("eager")  # as in a cache, which looks at the scores
     logits, residuals = run_with_residuals(model, tokens)
     _, cache = model.run_with_cache(tokens)
     for site, (layer, place) in enumerate(PLACES):
@@ -340,7 +341,7 @@ def test_training_lowers_every_part_and_leaves_the_dense_model_as_it_was(corpus,
     dense, sparse = trained, fresh(corpus)
     dense.W_E.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in dense.named_parameters()}
-    config = replace(QUICK, n_tokens=40 * 8 * 16, batch_size=8, eval_every=10, anneal="none")
+    config = replace(QUICK, n_tokens=24 * 8 * 16, batch_size=8, eval_every=8, anneal="none")
     bridges, history = train_bridged(sparse, dense, corpus, config, progress=False)
     first, last = history.records[0], history.records[-1]
     for name in ("encoder_nmse", "decoder_nmse", "kl_into_sparse", "kl_into_dense"):
@@ -397,7 +398,7 @@ def test_weight_decay_is_for_the_sparse_model_alone(corpus):
 
 def test_half_precision_trains(corpus):
     dense, sparse = dense_for(corpus), fresh(corpus)
-    training = replace(QUICK, precision="bf16")
+    training = replace(QUICK, precision="bf16", n_tokens=4 * 64)
     bridges, history = train_bridged(sparse, dense, corpus, training, progress=False)
     assert {p.dtype for p in [*sparse.parameters(), *bridges.parameters()]} == {torch.float32}
     assert all(torch.isfinite(p).all() for p in bridges.parameters())
@@ -405,17 +406,17 @@ def test_half_precision_trains(corpus):
 
 
 def test_a_folder_with_another_dense_model_or_another_loss_is_refused(corpus, tmp_path):
-    dense = dense_for(corpus)
-    train_bridged(fresh(corpus), dense, corpus, QUICK, folder=tmp_path / "a", progress=False)
-    train(fresh(corpus), corpus, QUICK, folder=tmp_path / "b", progress=False)
+    dense, short = dense_for(corpus), replace(QUICK, n_tokens=64)
+    train_bridged(fresh(corpus), dense, corpus, short, folder=tmp_path / "a", progress=False)
+    train(fresh(corpus), corpus, short, folder=tmp_path / "b", progress=False)
     other = make_dense(d_vocab=corpus.d_vocab)
     for run in (
-        lambda: train_bridged(fresh(corpus), other, corpus, QUICK, folder=tmp_path / "a"),
+        lambda: train_bridged(fresh(corpus), other, corpus, short, folder=tmp_path / "a"),
         lambda: train_bridged(
-            fresh(corpus), dense, corpus, QUICK, BridgeConfig(seed=1), folder=tmp_path / "a"
+            fresh(corpus), dense, corpus, short, BridgeConfig(seed=1), folder=tmp_path / "a"
         ),
-        lambda: train(fresh(corpus), corpus, QUICK, folder=tmp_path / "a"),
-        lambda: train_bridged(fresh(corpus), dense, corpus, QUICK, folder=tmp_path / "b"),
+        lambda: train(fresh(corpus), corpus, short, folder=tmp_path / "a"),
+        lambda: train_bridged(fresh(corpus), dense, corpus, short, folder=tmp_path / "b"),
     ):
         with pytest.raises(ValueError, match="holds a run with another objective"):
             run()

@@ -317,7 +317,7 @@ def test_norms_that_would_make_the_numbers_wrong_are_refused(tokens, counterfact
 def test_a_task_or_strengths_that_make_no_curve_are_refused(tokens):
     dense, sparse = make_dense(), make_model(SPARSE)
     bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
-    uneven = closing(test=[(("(AAA", "8AA"), (")", "9"))])
+    uneven = closing(test=[(("(FFFF", "8FFF"), (")", "9"))])
     with pytest.raises(ValueError, match="pairs whose prompts differ in length"):
         strength_curve(dense, sparse, bridges, uneven, NODES[0])
     for wrong in ((), (0.5, 0.1), (0.0, float("nan")), 1.0):
@@ -346,7 +346,7 @@ def test_the_example_steers_the_dense_model_of_a_demos_folder(tmp_path, quote_co
         return quote_corpus
 
     monkeypatch.setattr(script.data, "python_corpus", corpus)
-    command = ["bridge.py", str(demo), "--out", str(out), "--tiny", "--tokens", "4096"]
+    command = ["bridge.py", str(demo), "--out", str(out), "--tiny", "--tokens", "1024"]
     monkeypatch.setattr("sys.argv", command)
     script.main()
     assert asked[0]["n_characters"] == 1000
