@@ -114,12 +114,13 @@ class StrengthCurve:
         Raises:
             ValueError: If a field is missing or unknown.
         """
-        given = {name: value for name, value in values.items() if name != "strength_at_half"}
+        given: dict[str, Any] = {k: v for k, v in values.items() if k != "strength_at_half"}
         for name in ("strengths", "probability", "random"):
             given[name] = tuple(given.get(name, ()))
         a, b = given.get("by_side", ((), ()))
+        given["by_side"] = tuple(a), tuple(b)
         try:
-            return cls(**given | {"by_side": (tuple(a), tuple(b))})
+            return cls(**given)
         except TypeError as error:
             raise ValueError(f"These are not the fields of a StrengthCurve: {error}.") from None
 

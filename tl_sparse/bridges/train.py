@@ -64,7 +64,8 @@ class BridgedObjective(Objective):
         """
         ones = ("encoder_nmse", "decoder_nmse", "kl_into_sparse", "kl_into_dense")
         config = replace(self.bridges.config, **{f"{name}_coef": 1.0 for name in ones})
-        device, totals = next(self.model.parameters()).device, dict.fromkeys(ones, 0.0)
+        device = next(self.model.parameters()).device
+        totals: dict[str, float] = dict.fromkeys(ones, 0.0)
         squares: Tensor | float = 0.0
         for batch in windows.split(32):
             batch = batch.to(device)
