@@ -482,6 +482,7 @@ def test_the_first_weights_are_those_of_the_seed():
     assert torch.equal(one[1].W_dec, two[1].W_dec)
     assert not torch.equal(one[1].W_dec, other[1].W_dec)
     assert one[1].W_dec.std().item() == pytest.approx(0.02, rel=0.3)
+    assert one[1].W_enc.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.3)
     assert not one[0].b_enc.any()
 
 

@@ -7,10 +7,13 @@ and the sparse residual stream there,
     encoder  h_d -> AbsTopK(h_d W_enc + b_enc)        decoder  h_s -> h_s W_dec + b_dec
 
 so a bridge is a sparse autoencoder whose latents are the sparse model's residual channels. The
-biases are ours: the paper says "linear". Weights are drawn from N(0, 0.02), as the models' own.
+biases are ours: the paper says "linear". Decoders are drawn from N(0, 0.02), as the models' own
+weights, and encoders from N(0, 0.02 / sqrt(d_dense)), so that what they make is about as large as
+the residual stream of a fresh sparse model.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,11 +111,13 @@ class Bridges(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw the weights from N(0, 0.02) by the config's seed and zero the biases, in place."""
+        """Draw the weights by the config's seed and zero the biases, in place."""
         generator = torch.Generator().manual_seed(self.config.seed)
         for name, parameter in self.named_parameters():
-            if name.rpartition(".")[2].startswith("W_"):
-                drawn = torch.empty(parameter.shape).normal_(std=0.02, generator=generator)
+            if "W_" in name:
+                # Larger encoders would begin with an error of many times what they are to make.
+                std = 0.02 / math.sqrt(self.d_dense) if "W_enc" in name else 0.02
+                drawn = torch.empty(parameter.shape).normal_(std=std, generator=generator)
                 parameter.copy_(drawn)
             else:
                 parameter.zero_()

@@ -37,8 +37,8 @@ class BridgeConfig:
     """Of the normalised squared error of each decoder: dense residuals made of sparse ones."""
 
     kl_into_sparse_coef: float = 1.0
-    """Of KL(dense || hybrid) of each hybrid that begins dense and goes on sparse, nats per token;
-    about half of a step's time."""
+    """Of KL(dense || hybrid) of each hybrid that begins dense and goes on sparse, in nats per
+    token. The hybrids both ways are most of a step's time."""
 
     kl_into_dense_coef: float = 1.0
     """Of KL(dense || hybrid) of each hybrid that begins sparse and goes on dense."""
