@@ -71,6 +71,7 @@ LAYERS = {
     "zoo": 8,
     "concepts": 8,
     "capability": 9,
+    "bridges": 8,
     "report": 9,
     "demo_arms": 8,
     "demo": 10,

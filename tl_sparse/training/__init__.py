@@ -23,9 +23,10 @@ from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.threads import keep_freed_memory
 from tl_sparse.training.interrupt import finish_step_on_interrupt
 from tl_sparse.training.losses import mean_loss, next_token_loss
+from tl_sparse.training.objective import Objective
 from tl_sparse.training.run import DivergedError, TrainingRun
 
-__all__ = ["DivergedError", "TrainingRun", "mean_loss", "next_token_loss", "train"]
+__all__ = ["DivergedError", "Objective", "TrainingRun", "mean_loss", "next_token_loss", "train"]
 
 
 def train(
@@ -35,6 +36,7 @@ def train(
     *,
     folder: str | Path | None = None,
     progress: bool = True,
+    objective: Objective | None = None,
 ) -> History:
     """Train a model in place on a corpus and give the log.
 
@@ -42,7 +44,8 @@ def train(
     a second call with the same folder, config, corpus and a freshly built model goes on where the
     first was stopped, or returns at once if it had ended. `folder/checkpoint/model` is a model
     folder like any other. When the densities are annealed, weights masked in `model` start from
-    fresh draws (`model.reopen_`); fine-tune a sparse model with `anneal="none"`.
+    fresh draws (`model.reopen_`); fine-tune a sparse model with `anneal="none"`. An `objective` of
+    this model takes the place of its next-token loss.
 
     Raises:
         ValueError: If corpus and model do not fit, or the folder holds a run with other settings.
@@ -50,7 +53,7 @@ def train(
         KeyboardInterrupt: On Ctrl-C, after the step in hand and the checkpoint.
     """
     keep_freed_memory()
-    run = TrainingRun(model, corpus, config or TrainingConfig(), folder, progress)
+    run = TrainingRun(model, corpus, config or TrainingConfig(), folder, progress, objective)
     with run.accelerated(), model.using_attention("auto"), finish_step_on_interrupt() as stop:
         while run.step < run.total:
             run.take_step()

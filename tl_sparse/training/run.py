@@ -23,7 +23,8 @@ from tl_sparse.masks import zero_outside_
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.schedules import density_at, embedding_density_at, learning_rate_at, n_steps
 from tl_sparse.summary import count_nonzero, n_dead_neurons
-from tl_sparse.training.losses import mean_loss, next_token_loss
+from tl_sparse.training.losses import mean_loss
+from tl_sparse.training.objective import Objective
 from tl_sparse.training.saving import SavedRun
 
 
@@ -41,8 +42,11 @@ class TrainingRun(SavedRun):
         config: TrainingConfig,
         folder: str | Path | None,
         progress: bool,
+        objective: Objective | None = None,
     ) -> None:
         self.model, self.corpus, self.config = model, corpus, config
+        self.objective = Objective(model) if objective is None else objective
+        _check_objective(self.objective, model)
         self.folder = None if folder is None else Path(folder)
         self.n_ctx = config.n_ctx or model.cfg.n_ctx
         _check_fit(model, corpus, self.n_ctx)
@@ -54,7 +58,8 @@ class TrainingRun(SavedRun):
         self.decayed = [
             spec.name for spec in model.weight_masks.specs if spec.kind in ("weight", "embedding")
         ]
-        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        trained = dict(model.named_parameters()) | dict(self.objective.own_parameters())
+        self.parameters = {n: p for n, p in trained.items() if p.requires_grad}
         self.optimizer: Any = torch.optim.Adam(
             self.parameters.values(), lr=0.0, betas=config.betas, eps=config.eps, fused=True
         )
@@ -116,7 +121,7 @@ class TrainingRun(SavedRun):
         for micro in (*first, last):
             # Gradients are averaged over the processes once, with those of the last micro-batch.
             with nullcontext() if micro is last else accelerator.no_sync(self.wrapped):
-                loss = next_token_loss(self.wrapped(micro), micro)
+                loss = self.wrapped(micro)
                 accelerator.backward(loss * (len(micro) / len(mine)))
             total += loss.item() * len(micro) / len(mine)
         if accelerator.num_processes > 1:
@@ -197,15 +202,19 @@ class TrainingRun(SavedRun):
     def evaluate(self) -> None:
         """Log the validation loss and the state of the sparsity."""
         began = time.perf_counter()
+        with self.accelerator.autocast():
+            validation_loss = mean_loss(self.model, self.windows)
+            scores = self.objective.scores(self.windows)
         record = self.sums.summary() | {
             "step": self.step,
             "tokens": self.step * self.config.batch_size * self.n_ctx,
-            "validation_loss": mean_loss(self.model, self.windows),
+            "validation_loss": validation_loss,
             "weight_density": density_at(
                 self.model.sparsity.weight_density, self.step - 1, self.total, self.config
             ),
             "nonzero": count_nonzero(self.model),
             "dead_neurons": list(n_dead_neurons(self.model, self.model.cfg.n_layers)),
+            **scores,
         }
         self.seconds += time.perf_counter() - began
         record["seconds"] = round(self.seconds, 3)
@@ -259,7 +268,7 @@ class TrainingRun(SavedRun):
                 f"{self.accelerator.num_processes}."
             )
         self._check_same_step()
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         if self.accelerator.num_processes > 1:
             self.wrapped.broadcast_buffers = False  # the masks: every process chooses the same
         if self.accelerator.scaler is not None and self.scaler_state is not None:
@@ -283,7 +292,7 @@ class TrainingRun(SavedRun):
                 tracker.finish()
             # What accelerate put on: with its mark left, a second run would have no autocast.
             for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-                vars(self.model).pop(name, None)
+                vars(self.objective).pop(name, None)
 
 
 def _check_fit(model: HookedSparseTransformer, corpus: Corpus, n_ctx: int) -> None:
@@ -295,6 +304,14 @@ def _check_fit(model: HookedSparseTransformer, corpus: Corpus, n_ctx: int) -> No
         )
     if n_ctx > model.cfg.n_ctx:
         raise ValueError(f"n_ctx={n_ctx} is longer than the model's own, {model.cfg.n_ctx}.")
+
+
+def _check_objective(objective: Objective, model: HookedSparseTransformer) -> None:
+    if objective.model is not model:
+        raise ValueError(
+            "The objective holds another model than the one that is to be trained. Build it of the "
+            "same object."
+        )
 
 
 def _check_trackers(config: TrainingConfig, folder: Path | None) -> None:

@@ -20,12 +20,14 @@ from tl_sparse.data import Corpus
 from tl_sparse.files import recover_folder, whole_folder, write_text
 from tl_sparse.history import Sums, read_log
 from tl_sparse.model import HookedSparseTransformer
+from tl_sparse.training.objective import Objective
 
 
 class SavedRun:
     """What a training run writes down, and how it takes that up again."""
 
     model: HookedSparseTransformer
+    objective: Objective
     corpus: Corpus
     config: TrainingConfig
     folder: Path | None
@@ -63,6 +65,7 @@ class SavedRun:
         }
         with whole_folder(place) as new:
             self.model.save(new / "model")
+            self.objective.save(new)
             write_tensors(new / "moments.safetensors", moments)
             (new / "state.json").write_text(json.dumps(position, indent=1), encoding="utf-8")
 
@@ -74,6 +77,7 @@ class SavedRun:
             "shape": config_to_dict(self.model.cfg),
             "corpus": self.corpus.hash,
             "total": self.total,
+            "objective": self.objective.identity(),
         }
 
     def resume(self) -> bool:
@@ -100,6 +104,7 @@ class SavedRun:
                 parameter.copy_(theirs[name])
         for name, mask in saved.weight_masks.items():
             self.model.weight_masks.set_(name, mask)
+        self.objective.load_(place)
         for name, parameter in self.parameters.items():
             keys = [key for key in ("exp_avg", "exp_avg_sq", "step") if f"{name}/{key}" in moments]
             self.optimizer.state[parameter] = {

@@ -1,0 +1,360 @@
+"""The dense model moved by a node of the sparse one, against patching by hand and plain torch."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import SHAPE, make_model
+from plain import plain_forward, plain_parameters
+from test_bridges import (
+    DENSE_SHAPE,
+    POSITIONED,
+    SPARSE,
+    identity_bridges,
+    make_bridges,
+    make_dense,
+)
+from test_examples import imported
+from torch import Tensor
+
+from tl_sparse import data, tasks
+from tl_sparse.bridges import (
+    BridgeConfig,
+    Bridges,
+    StrengthCurve,
+    bridge_losses,
+    rank_nodes,
+    read_nodes,
+    steer,
+    steering_push,
+    strength_curve,
+)
+from tl_sparse.circuit import Circuit
+from tl_sparse.config import SparsityConfig
+from tl_sparse.model import HookedSparseTransformer
+from tl_sparse.nodes import Node
+from tl_sparse.tasks import PairTask
+
+DOUBLE: dict[str, Any] = {"dtype": torch.float64}
+NODES = [Node.parse(text) for text in ("0.attn_in.3", "0.mlp_in.5", "1.attn_in.2", "1.mlp_in.7")]
+
+
+@pytest.fixture
+def counterfactual(tokens) -> Tensor:
+    """The same prompts with other tokens at two positions."""
+    other = tokens.clone()
+    other[:, 2], other[:, 5] = (tokens[:, 2] + 1) % 50, (tokens[:, 5] + 7) % 50
+    return other
+
+
+def sized(bridges: Bridges, dense: Any, sparse: Any, tokens: Tensor) -> Bridges:
+    losses = bridge_losses(dense, sparse, bridges, tokens, BridgeConfig())
+    bridges.note_sizes_(losses.mean_squares)
+    return bridges
+
+
+@pytest.mark.parametrize("node", NODES, ids=str)
+def test_between_a_model_and_its_copy_full_strength_is_patching_the_node(
+    node, tokens, counterfactual
+):
+    model, copy = make_model(**DOUBLE), make_model(**DOUBLE)
+    bridges = sized(identity_bridges(model), model, copy, tokens)
+    kind = "attn" if node.site.name == "attn_in" else "mlp"
+    name = f"blocks.{node.site.layer}.hook_{kind}_read"
+    _, cache = model.run_with_cache(counterfactual)
+
+    def patch(activation, hook):
+        activation[..., node.channel] = cache[name][..., node.channel]
+        return activation
+
+    patched = model.run_with_hooks(tokens, fwd_hooks=[(name, patch)])
+    steered = steer(model, copy, bridges, node, tokens, counterfactual)
+    torch.testing.assert_close(steered, patched, rtol=0, atol=1e-11)
+    assert (patched - model(tokens)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("into", ["read", "residual"])
+def test_strength_nought_changes_nothing_and_no_hook_stays(into, tokens, counterfactual):
+    dense, sparse = make_dense(), make_model(SPARSE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    before = dense(tokens)
+    args = (dense, sparse, bridges, NODES[1], tokens, counterfactual)
+    assert torch.equal(steer(*args, strength=0.0, into=into), before)
+    assert not torch.equal(steer(*args, strength=1.0, into=into), before)
+    assert torch.equal(dense(tokens), before)
+
+
+@pytest.mark.parametrize("into", ["read", "residual"])
+@pytest.mark.parametrize("node", NODES, ids=str)
+def test_a_push_is_the_difference_times_the_rescaled_row(node, into, tokens, counterfactual):
+    """All of it in plain torch: both sparse runs, the sizes, the row and the dense run."""
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    site = 2 * node.site.layer + (node.site.name == "mlp_in")
+    place = (node.site.layer, "resid_mid" if site % 2 else "resid_pre")
+    seen: dict[str, Any] = {}
+
+    def run(model, shape, some, at=None, between=None):
+        sparsity = getattr(model, "sparsity", SparsityConfig())
+
+        def read(layer, name, x):
+            if (layer, name) == tuple(node.site):
+                seen["read"] = x
+                return x if at is None else at(x)
+            return x
+
+        def stream(layer, name, x):
+            if (layer, name) == place:
+                seen["stream"] = x
+                return x if between is None else between(x)
+            return x
+
+        parameters = plain_parameters(model)
+        return plain_forward(parameters, some, sparsity, shape, read, stream)
+
+    run(sparse, SHAPE, counterfactual)
+    there = seen["read"][..., node.channel]
+    run(sparse, SHAPE, tokens)
+    delta, of_sparse = there - seen["read"][..., node.channel], seen["stream"]
+    run(dense, DENSE_SHAPE, tokens)
+    scale = of_sparse.square().mean().sqrt()
+    if into == "read":
+        scale = scale / seen["stream"].square().mean().sqrt()
+    row = bridges[site].W_dec.detach()[node.channel] * scale
+    push = delta[..., None] * row
+    given = steering_push(dense, sparse, bridges, node, tokens, counterfactual, into=into)
+    torch.testing.assert_close(given, push, rtol=0, atol=1e-12)
+
+    def add(x):
+        return x + 0.3 * push
+
+    where = {"at" if into == "read" else "between": add}
+    expected = run(dense, DENSE_SHAPE, tokens, **where)
+    steered = steer(dense, sparse, bridges, node, tokens, counterfactual, strength=0.3, into=into)
+    torch.testing.assert_close(steered, expected, rtol=0, atol=1e-10)
+
+
+def test_heads_that_read_copies_of_their_own_are_all_pushed(tokens, counterfactual):
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    expected = steer(dense, sparse, bridges, NODES[2], tokens, counterfactual)
+    dense.set_use_split_qkv_input(True)
+    split = steer(dense, sparse, bridges, NODES[2], tokens, counterfactual)
+    torch.testing.assert_close(split, expected, rtol=0, atol=1e-11)
+
+
+# -- curves -----------------------------------------------------------------------------------
+
+
+class Letters:
+    """A tokenizer of single characters."""
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return [ord(letter) - 40 for letter in text]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(token + 40) for token in tokens)
+
+
+def closing(**more: Any) -> PairTask:
+    """Pairs `x(` and `x[`, to be closed by the same kind; prompts of two lengths."""
+    pairs = [(("(" + a * n, "8" + a * n), (")", "9")) for a in "ABCDEF" for n in (2, 4)]
+    splits = {"train": pairs[:4], "validation": pairs[4:8], "test": pairs[8:]} | more
+    return tasks.from_pairs("closing", splits, tokenizer=Letters())  # pyright: ignore[reportArgumentType]
+
+
+def test_a_curve_is_the_probability_of_the_other_answer_prompt_by_prompt(tokens):
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    task, node, strengths = closing(), NODES[0], (0.0, 0.5, 1.0)
+    curve = strength_curve(
+        dense, sparse, bridges, task, node, strengths=strengths, n_random=0, progress=False
+    )
+    expected: dict[tuple[int, float], list[float]] = {}
+    for pair in task.encoded("test"):
+        for side in (0, 1):
+            here, there = (torch.tensor([pair.prompts[s]]) for s in (side, 1 - side))
+            for strength in strengths:
+                logits = steer(dense, sparse, bridges, node, here, there, strength=strength)
+                p = logits[0, -1].softmax(-1)[pair.answers[1 - side]].item()
+                expected.setdefault((side, strength), []).append(p)
+    for side in (0, 1):
+        means = [sum(expected[side, s]) / len(expected[side, s]) for s in strengths]
+        assert curve.by_side[side] == pytest.approx(means, rel=1e-9)
+    both = [(a + b) / 2 for a, b in zip(*curve.by_side, strict=True)]
+    assert curve.probability == pytest.approx(both, rel=1e-12)
+    assert curve.n_prompts == 2 * task.n_examples("test")
+    assert curve.random == ()
+
+
+def test_random_directions_are_as_long_and_start_where_the_curve_does(tokens, monkeypatch):
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    lengths = []
+
+    def spy(dense, task, batch, node, delta, row, into):
+        lengths.append(row.norm().item())
+        return torch.zeros(len(delta), dtype=row.dtype)
+
+    args = (dense, sparse, bridges, closing(), NODES[0])
+    curve = strength_curve(*args, strengths=(0.0, 1.0), n_random=3, progress=False)
+    assert len(curve.random) == 2
+    assert curve.random[0] == pytest.approx(curve.probability[0], rel=1e-12)
+    assert curve.random[1] != pytest.approx(curve.probability[1], rel=1e-3)
+    monkeypatch.setattr("tl_sparse.bridges.curve._answers", spy)
+    strength_curve(*args, strengths=(1.0,), n_random=3, progress=False)
+    assert lengths == [pytest.approx(lengths[0])] * 4
+
+
+def made(**changes: Any) -> StrengthCurve:
+    curve = StrengthCurve(
+        node="1.attn_in.7", task="toy", split="test", into="read",
+        strengths=(0.0, 0.1, 0.2, 1.0), probability=(0.1, 0.3, 0.7, 0.6), n_prompts=8,
+        by_side=((0.0, 0.2, 0.6, 0.5), (0.2, 0.4, 0.8, 0.7)), random=(0.1, 0.1, 0.1, 0.2),
+    )  # fmt: skip
+    return replace(curve, **changes)
+
+
+def test_the_strength_at_one_half_lies_between_two_points():
+    assert made().strength_at(0.5) == pytest.approx(0.15)
+    assert made().strength_at(0.05) == 0.0
+    assert made().strength_at(0.7) == pytest.approx(0.2)
+    assert made().strength_at(0.71) is None
+
+
+def test_a_curve_is_saved_loaded_and_drawn(tmp_path):
+    made().save(tmp_path / "curve.json")
+    assert StrengthCurve.load(tmp_path / "curve.json") == made()
+    values = json.loads((tmp_path / "curve.json").read_text())
+    assert values["strength_at_half"] == pytest.approx(0.15)
+    with pytest.raises(ValueError, match="not the fields of a StrengthCurve"):
+        StrengthCurve.from_dict(values | {"colour": 1})
+    figure = ElementTree.fromstring(made().draw())
+    assert [item.text or item[-1].tail for item in figure.iter("li")] == [
+        "steered", "first prompts", "second prompts", "random directions",
+    ]  # fmt: skip
+    assert len(list(ElementTree.fromstring(made(random=()).draw()).iter("li"))) == 3
+
+
+def test_nodes_are_ranked_by_the_strength_they_need_then_by_how_far_they_get(monkeypatch):
+    dense, sparse = make_dense(), make_model(SPARSE)
+    wanted = {"0.attn_in.3": made(), "0.mlp_in.5": made(probability=(0.1, 0.6, 0.6, 0.6)),
+              "1.attn_in.2": made(probability=(0.1, 0.2, 0.2, 0.3)),
+              "1.mlp_in.7": made(probability=(0.1, 0.4, 0.2, 0.2))}  # fmt: skip
+    asked: list[dict[str, Any]] = []
+
+    def curve(dense, sparse, bridges, task, node, **options):
+        asked.append(options)
+        return replace(wanted[str(node)], node=str(node))
+
+    monkeypatch.setattr("tl_sparse.bridges.curve.strength_curve", curve)
+    bridges = make_bridges(dense, sparse)
+    ranked = rank_nodes(dense, sparse, bridges, closing(), NODES, progress=False)
+    assert [c.node for c in ranked] == ["0.mlp_in.5", "0.attn_in.3", "1.mlp_in.7", "1.attn_in.2"]
+    assert all(options["split"] == "validation" for options in asked)
+
+
+def test_the_nodes_of_a_circuit_that_can_steer_are_its_reads():
+    nodes = tuple(Node.parse(t) for t in ("0.attn_in.1", "0.v.2", "0.mlp_in.4", "0.mlp_neuron.0"))
+    references = {node.site: (0.0,) * 8 for node in nodes}
+    circuit = Circuit(nodes=nodes, edges=(), references=references, task="-", model_hash="-")
+    assert [str(node) for node in read_nodes(circuit)] == ["0.attn_in.1", "0.mlp_in.4"]
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ("0.v.2", "bridges stand where attention and MLPs read"),
+        ("0.mlp_out.2", "Choose a node at attn_in or mlp_in of a layer below 2"),
+        ("2.attn_in.1", "of a layer below 2"),
+        ("1.attn_in.32", "no row for a position channel"),
+    ],
+)
+def test_nodes_that_cannot_steer_are_refused(node, message, tokens, counterfactual):
+    dense = make_dense()
+    sparse = make_model(POSITIONED, positional_embedding_type="none")
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    with pytest.raises(ValueError, match=message):
+        steer(dense, sparse, bridges, Node.parse(node), tokens, counterfactual)
+
+
+def test_what_steering_cannot_do_is_refused(tokens, counterfactual):
+    dense, sparse = make_dense(), make_model(SPARSE)
+    bridges = make_bridges(dense, sparse)
+    rest = (NODES[0], tokens, counterfactual)
+    with pytest.raises(ValueError, match=r"do not know the sizes.*note_sizes_"):
+        steer(dense, sparse, bridges, *rest)
+    sized(bridges, dense, sparse, tokens)
+    with pytest.raises(ValueError, match=r"need one shape, got \(3, 12\) and \(3, 11\)"):
+        steer(dense, sparse, bridges, NODES[0], tokens, tokens[:, 1:])
+    with pytest.raises(ValueError, match="into is one of 'read', 'residual'"):
+        steer(dense, sparse, bridges, *rest, into="logits")  # pyright: ignore[reportArgumentType]
+    sparse.set_use_split_qkv_input(True)
+    with pytest.raises(ValueError, match="each head of the sparse model reads a copy"):
+        steer(dense, sparse, bridges, *rest)
+
+
+def test_norms_that_would_make_the_numbers_wrong_are_refused(tokens, counterfactual):
+    rest = (NODES[0], tokens, counterfactual)
+    without = make_dense(normalization_type=None)
+    sparse = make_model(SPARSE)
+    bridges = sized(make_bridges(without, sparse), without, sparse, tokens)
+    with pytest.raises(ValueError, match='Use into="residual"'):
+        steer(without, sparse, bridges, *rest)
+    assert steer(without, sparse, bridges, *rest, into="residual").shape == (3, 12, 50)
+    dense, gained = make_dense(), make_model(SPARSE, normalization_type="RMS")
+    bridges = sized(make_bridges(dense, gained), dense, gained, tokens)
+    with pytest.raises(ValueError, match='Use normalization_type="RMSPre"'):
+        steer(dense, gained, bridges, *rest)
+
+
+def test_a_task_or_strengths_that_make_no_curve_are_refused(tokens):
+    dense, sparse = make_dense(), make_model(SPARSE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    uneven = closing(test=[(("(FFFF", "8FFF"), (")", "9"))])
+    with pytest.raises(ValueError, match="pairs whose prompts differ in length"):
+        strength_curve(dense, sparse, bridges, uneven, NODES[0])
+    for wrong in ((), (0.5, 0.1), (0.0, float("nan")), 1.0):
+        with pytest.raises(ValueError, match="strengths are a list or tuple"):
+            strength_curve(dense, sparse, bridges, closing(), NODES[0], strengths=wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="n_random is a non-negative"):
+        strength_curve(dense, sparse, bridges, closing(), NODES[0], n_random=-1)
+
+
+# -- the example ------------------------------------------------------------------------------
+
+
+def test_the_example_steers_the_dense_model_of_a_demos_folder(tmp_path, quote_corpus, monkeypatch):
+    script = imported("bridge")
+    demo, out = tmp_path / "demo", tmp_path / "bridged"
+    shape = script.demo_shape(quote_corpus.d_vocab, width=16)
+    dense = HookedSparseTransformer(
+        shape, tokenizer=quote_corpus.tokenizer, sparsity=SparsityConfig(bigram_table=True)
+    )
+    dense.save(demo / "dense/checkpoint/model")
+    (demo / "settings.json").write_text('{"n_characters": 1000}')
+    asked = []
+
+    def corpus(**options: Any) -> data.Corpus:
+        asked.append(options)
+        return quote_corpus
+
+    monkeypatch.setattr(script.data, "python_corpus", corpus)
+    command = ["bridge.py", str(demo), "--out", str(out), "--tiny", "--tokens", "1024"]
+    monkeypatch.setattr("sys.argv", command)
+    script.main()
+    assert asked[0]["n_characters"] == 1000
+    curve = StrengthCurve.load(out / "curve.json")
+    assert curve.task == "single_double_quote"
+    found = json.loads((out / "found.json").read_text())
+    assert found["validation"][0]["node"] == curve.node
+    assert Bridges.load(out / "run/checkpoint/bridges").dense_hash is not None
+    text = (out / "bridge.md").read_text()
+    assert "<svg" in text
+    assert f"| {curve.node} |" in text

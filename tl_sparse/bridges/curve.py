@@ -1,0 +1,251 @@
+"""How strongly a node has to be moved before the dense model gives the other answer.
+
+For the pairs of a task, each prompt is steered towards the other of its pair, at a few strengths
+from 0 (nothing) to 1 (the whole difference), and the probability of the *counterfactual* answer
+among all tokens is read at the prompt's end (Gao et al. 2025, Fig. 9). Beside it stands the same
+push in random directions of the same length: what moving the dense model by so much does.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+from transformer_lens import HookedTransformer
+
+from tl_sparse.bridges.modules import Bridges
+from tl_sparse.bridges.steering import Into, check_steering, decoder_row, node_change, pushed
+from tl_sparse.checkpoints import read_json
+from tl_sparse.circuit import Circuit
+from tl_sparse.curves import draw_curves
+from tl_sparse.files import write_text
+from tl_sparse.nodes import Node
+from tl_sparse.rules import NON_NEGATIVE_INTEGER, Rule, checks_itself, is_number
+from tl_sparse.tasks import PairTask, Split, TaskBatch
+
+STRENGTHS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Strengths of a curve unless others are given: closer together where the paper's rise."""
+
+_STRENGTHS = Rule(
+    "are a list or tuple of one or more numbers in rising order",
+    lambda v: (
+        isinstance(v, list | tuple)
+        and len(v) > 0
+        and all(map(is_number, v))
+        and list(v) == sorted(set(v))
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthCurve:
+    """The probability of the counterfactual answer against the strength of a push."""
+
+    node: str
+    """The node of the sparse model, e.g. `1.attn_in.7`."""
+    task: str
+    split: str
+    into: str
+    """Where the push was added: what the dense sublayer "read", or its "residual" stream."""
+    strengths: tuple[float, ...]
+    probability: tuple[float, ...]
+    """Of the counterfactual answer, in the mean over all prompts."""
+    by_side: tuple[tuple[float, ...], tuple[float, ...]]
+    """The same over the prompts of side A alone, steered to B's answer, and over those of B."""
+    random: tuple[float, ...]
+    """The same for pushes in random directions, in the mean over prompts and directions; nothing if
+    none were tried."""
+    n_prompts: int
+
+    def strength_at(self, probability: float = 0.5) -> float | None:
+        """Give the least strength at which the mean probability is reached, or None.
+
+        Between two strengths of the curve it is interpolated.
+
+        Examples:
+            >>> curve = StrengthCurve(node="0.mlp_in.1", task="toy", split="test", into="read",
+            ...     strengths=(0.0, 1.0), probability=(0.0, 0.8), random=(),
+            ...     by_side=((0.0, 0.7), (0.0, 0.9)), n_prompts=2)
+            >>> curve.strength_at(0.4), curve.strength_at(0.9)
+            (0.5, None)
+        """
+        before: tuple[float, float] | None = None
+        for strength, reached in zip(self.strengths, self.probability, strict=True):
+            if reached >= probability:
+                if before is None:
+                    return strength
+                part = (probability - before[1]) / (reached - before[1])
+                return before[0] + part * (strength - before[0])
+            before = strength, reached
+        return None
+
+    def draw(self) -> str:
+        """Draw the curve, the two sides and the random directions as a figure (`curves`)."""
+        named = {
+            "steered": self.probability,
+            "first prompts": self.by_side[0],
+            "second prompts": self.by_side[1],
+            "random directions": self.random,
+        }
+        points = {
+            name: list(zip(self.strengths, some, strict=True))
+            for name, some in named.items()
+            if some
+        }
+        return draw_curves(
+            points,
+            x_label=f"strength of the push by {self.node}",
+            y_label="P(counterfactual answer)",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as JSON values, with the strength at which one half is reached."""
+        return asdict(self) | {"strength_at_half": self.strength_at(0.5)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "StrengthCurve":
+        """Build from `to_dict`'s values.
+
+        Raises:
+            ValueError: If a field is missing or unknown.
+        """
+        given: dict[str, Any] = {k: v for k, v in values.items() if k != "strength_at_half"}
+        for name in ("strengths", "probability", "random"):
+            given[name] = tuple(given.get(name, ()))
+        a, b = given.get("by_side", ((), ()))
+        given["by_side"] = tuple(a), tuple(b)
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(f"These are not the fields of a StrengthCurve: {error}.") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the curve as JSON, whole or not at all."""
+        write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StrengthCurve":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is missing or damaged.
+        """
+        return cls.from_dict(read_json(Path(path)))
+
+
+@torch.no_grad()
+@checks_itself
+def strength_curve(
+    dense: HookedTransformer,
+    sparse: HookedTransformer,
+    bridges: Bridges,
+    task: PairTask,
+    node: Node,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    split: Split = "test",
+    into: Into = "read",
+    n_random: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> StrengthCurve:
+    """Steer the dense model by a node over the pairs of a task, at each strength.
+
+    Raises:
+        ValueError: If models, bridges and node do not fit, or the two prompts of a pair differ in
+            length, so that what one computes at a token has no place in the other.
+    """
+    check_steering(dense, sparse, bridges, node, into)
+    _STRENGTHS.check("strengths", strengths)
+    NON_NEGATIVE_INTEGER.check("n_random", n_random)
+    batch = task.batch(split).to(next(dense.parameters()).device)
+    n_pairs = len(batch.tokens) // 2
+    if not torch.equal(batch.last[:n_pairs], batch.last[n_pairs:]):
+        raise ValueError(
+            f"The task {task.name} has pairs whose prompts differ in length. Steering takes a "
+            "difference at each token, so both prompts of a pair need equally many."
+        )
+    delta = node_change(sparse, node, batch.tokens, batch.tokens.roll(n_pairs, 0))
+    row = decoder_row(bridges, node, into)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(n_random, len(row), generator=generator, dtype=torch.float64).to(row)
+    others = drawn / drawn.norm(dim=-1, keepdim=True) * row.norm()
+    steered, random = [], []
+    for strength in tqdm(strengths, desc=f"steer by {node}", disable=not progress):
+        steered.append(_answers(dense, task, batch, node, strength * delta, row, into))
+        for other in others:
+            random.append(_answers(dense, task, batch, node, strength * delta, other, into).mean())
+    first = tuple(p[:n_pairs].mean().item() for p in steered)
+    second = tuple(p[n_pairs:].mean().item() for p in steered)
+    return StrengthCurve(
+        node=str(node),
+        task=task.name,
+        split=split,
+        into=into,
+        strengths=tuple(map(float, strengths)),
+        probability=tuple(p.mean().item() for p in steered),
+        by_side=(first, second),
+        random=tuple(torch.stack(random).view(-1, n_random).mean(1).tolist()) if random else (),
+        n_prompts=len(batch.tokens),
+    )
+
+
+def _answers(
+    dense: HookedTransformer,
+    task: PairTask,
+    batch: TaskBatch,
+    node: Node,
+    delta: Float[Tensor, "batch pos"],
+    row: Float[Tensor, " d_dense"],
+    into: Into,
+) -> Float[Tensor, " batch"]:
+    """Give the probability of the other side's answer behind each prompt, among all tokens."""
+    with pushed(dense, node, delta[..., None] * row, into):
+        logits = task.logits(dense, batch).double()
+    return logits.softmax(-1).gather(1, batch.wrong[:, None])[:, 0]
+
+
+def read_nodes(circuit: Circuit) -> tuple[Node, ...]:
+    """Give the nodes of a circuit that can steer: those at attn_in and mlp_in."""
+    return tuple(node for node in circuit.nodes if node.site.name in ("attn_in", "mlp_in"))
+
+
+def rank_nodes(
+    dense: HookedTransformer,
+    sparse: HookedTransformer,
+    bridges: Bridges,
+    task: PairTask,
+    nodes: Sequence[Node],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    split: Split = "validation",
+    into: Into = "read",
+    progress: bool = True,
+) -> tuple[StrengthCurve, ...]:
+    """Give the curve of each node, the best first.
+
+    Better is what reaches one half at less strength, and, where neither does, the higher
+    probability at any strength. The paper chooses its node by hand. Choose on one split and report
+    another: `strength_curve(..., split="test")` of the best.
+
+    Raises:
+        ValueError: As `strength_curve`.
+    """
+    curves = [
+        strength_curve(
+            dense, sparse, bridges, task, node,
+            strengths=strengths, split=split, into=into, n_random=0, progress=False,
+        )
+        for node in tqdm(nodes, desc="nodes", disable=not progress)
+    ]  # fmt: skip
+    return tuple(sorted(curves, key=_how_weak))
+
+
+def _how_weak(curve: StrengthCurve) -> tuple[float, float]:
+    reached = curve.strength_at(0.5)
+    return (float("inf") if reached is None else reached), -max(curve.probability)
