@@ -56,7 +56,11 @@ def text(texts):
 
 def few_cells(text: Text) -> list[Any]:
     """A sparse and a dense model of 20 steps, and a circuit of each that takes a moment."""
-    preset = replace(TINY, n_reference_tokens=512)
+    preset = replace(
+        TINY,
+        sparse_training=replace(TINY.sparse_training, n_tokens=20_480),
+        dense_training=replace(TINY.dense_training, n_tokens=20_480),
+    )
     models = [
         sparse_model(preset, text, seed=0, width=32, nonzeros=1200, checkpoint_every=3),
         dense_model(preset, text, seed=0, width=16),
@@ -334,11 +338,11 @@ def test_geometric_means_and_their_intervals():
 def written(tmp_path: Path) -> Store:
     """A store for figure 2 with made-up results: two seeds, one sparse and two dense models."""
     preset = replace(TINY, seeds=(0, 1), targets=(0.5, 0.15))
-    store, edges = Store(tmp_path), {"sparse": 4, 16: 64, 32: 400}
+    store, edges = Store(tmp_path), {"sparse": 4, 8: 64, 16: 400}
     for cell in FIGURES["figure2"](preset, NOWHERE):
         if isinstance(cell, ModelCell):
             result: dict[str, Any]
-            loss = {16: 3.2, 32: 2.9}[cell.width] if is_dense(cell) else 3.15
+            loss = {8: 3.2, 16: 2.9}[cell.width] if is_dense(cell) else 3.15
             result = {"model_hash": cell.key, "validation_loss": loss, "kurtosis": 1.0}
             store.keep(cell, result | {"bits_per_byte": 1.5, "n_nonzero_blocks": 1000}, seconds=2.0)
             continue
@@ -362,12 +366,12 @@ def test_each_sparse_model_is_set_beside_the_dense_one_of_nearest_loss(tmp_path)
     done = Finished(FIGURES["figure2"](preset, NOWHERE), store)
     (sparse, *dense) = model_rows(done)
     assert (sparse["arm"], sparse["seeds"], sparse["edges"]) == ("sparse", 2, [4.0, 4.0, 4.0])
-    assert sparse["matched dense widths"] == [16, 16]
+    assert sparse["matched dense widths"] == [8, 8]
     assert sparse["mean loss gap"] == pytest.approx(0.05)
     assert sparse["dense / sparse edges"] == [16.0, 16.0, 16.0]
     assert sparse["tasks with a circuit"] == [2, 2]
     assert [(row["width"], row["tasks with a circuit"]) for row in dense] == [
-        (16, [2, 1]), (32, [2, 1])
+        (8, [2, 1]), (16, [2, 1])
     ]  # fmt: skip
     easy, asked = target_rows(done, preset.targets)
     assert (easy["sparse edges"][0], easy["dense edges"][0]) == (8.0, 128.0)

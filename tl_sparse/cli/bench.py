@@ -46,8 +46,10 @@ def bench(
     With --demo, answers by the model and by its compiled circuit, and the whole of `prune`, are
     measured on what a finished `tl-sparse demo` has trained and found, beside the random models.
 
-    For example:  tl-sparse bench --only training,projection --sizes paper
-    tl-sparse bench --only pruning,compiled --sizes small --demo demo
+    For example:
+
+    - `tl-sparse bench --only training,projection --sizes paper`
+    - `tl-sparse bench --only pruning,compiled --sizes small --demo demo`
     """
     from tl_sparse.bench import BenchSettings, run_bench
 

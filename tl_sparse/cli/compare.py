@@ -46,8 +46,10 @@ def compare(
     every task on both at every target, and audits the circuits. Numbers, table and page are written
     to FOLDER as compare.json, .md and .html; whatever stops it, the same command goes on.
 
-    For example:  tl-sparse compare --preset tiny --folder /tmp/compare
-    tl-sparse compare --tasks single_double_quote,for_while --seeds 0 --targets 0.15 --workers 2
+    For example:
+
+    - `tl-sparse compare --preset tiny --folder /tmp/compare`
+    - `tl-sparse compare --tasks single_double_quote,for_while --seeds 0 --targets 0.15 --workers 2`
     """
     from tl_sparse.sweeps import compare as run
 

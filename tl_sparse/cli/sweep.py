@@ -56,8 +56,10 @@ def sweep(
     a small JSON file in FOLDER/cells, and whatever stops a sweep, the same command goes on from
     them. Numbers, table and page are written to FOLDER as figure3.json, .md and .html.
 
-    For example:  tl-sparse sweep figure3 --preset tiny --folder /tmp/sweep
-    tl-sparse sweep figure2,figure3 --workers 2 --hours 2
+    For example:
+
+    - `tl-sparse sweep figure3 --preset tiny --folder /tmp/sweep`
+    - `tl-sparse sweep figure2,figure3 --workers 2 --hours 2`
     """
     from tl_sparse.sweeps import FIGURES, Store, run_cells, summarise
 

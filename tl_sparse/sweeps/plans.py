@@ -62,9 +62,10 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="tiny", n_characters=400_000, vocab_size=300,
             widths=(32, 48), nonzeros=(600, 1200),
-            sparse_training=replace(DEMO_TRAINING, n_tokens=20_480),
-            dense_training=replace(DENSE_TRAINING, n_tokens=20_480),
-            dense_widths=(16, 32), seeds=(0,), tasks=("single_double_quote", "for_while"),
+            # So short a run of dense models needs more haste than the sparse ones do.
+            sparse_training=replace(DEMO_TRAINING, n_tokens=102_400, learning_rate=3e-3),
+            dense_training=replace(DENSE_TRAINING, n_tokens=102_400, learning_rate=1e-2),
+            dense_widths=(8, 16), seeds=(0,), tasks=("single_double_quote", "for_while"),
             targets=(TARGET,), activation_densities=(0.25, 1.0), n_reference_tokens=2048, hours=0.1,
         ),
         Preset(
