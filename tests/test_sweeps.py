@@ -353,6 +353,7 @@ def written(tmp_path: Path) -> Store:
         else:
             n = edges[cell.model.width if is_dense(cell.model) else "sparse"]
             result["n_edges"] = n * (1 if cell.pruning.target_loss == 0.15 else 2)
+            result["stages"] = [{"stage": "nodes", "n_nodes": 9, "n_edges": 3 * n}]
             if cell.audit is not None:
                 holds = "holds" if not is_dense(cell.model) else "fails"
                 result["verdicts"] = {"necessary": holds, "stable": "not tested"}
@@ -502,3 +503,19 @@ def test_the_command_refuses_what_cant_work(arguments, message, tmp_path):
     result = command(*arguments, "--folder", tmp_path / "x", "--quiet")
     assert (result.exit_code, message in result.output) == (1, True), result.output
     assert not (tmp_path / "x").exists()
+
+
+def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
+    store, page = written(tmp_path / "store"), tmp_path / "page.md"
+    page.write_text(
+        "# Words\n\n<!-- made by examples/replication.py -->\nstale\n<!-- end -->\n\nMore words.\n"
+    )
+    example = Path(__file__).resolve().parents[1] / "examples" / "replication.py"
+    command = [sys.executable, str(example), "--folder", str(store.folder), "--page", str(page)]
+    subprocess.run([*command, "--preset", "tiny", "--seeds", "0,1"], check=True)
+    text = page.read_text()
+    assert text.startswith("# Words\n\n<!-- made by")
+    assert text.endswith("<!-- end -->\n\nMore words.\n")
+    assert "stale" not in text
+    assert "| 0.15 | 4 (4 to 4) | 64 (64 to 64) | 16 (16 to 16) | 2 |" in text
+    assert "| 0.15 | 240 | 5,798 | 24 |" in text  # the paper's
