@@ -267,6 +267,8 @@ def test_killed_at_ten_random_moments_a_sweep_ends_with_the_same_files(text, fin
     assert contents(Store(folder)) == contents(finished)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Dask's own, of a worker that dies
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_workers_one_of_them_killed_end_with_the_same_files(text, finished, tmp_path):
     """A local Dask cluster; the first worker that begins a cell dies."""
     folder = tmp_path / "workers"

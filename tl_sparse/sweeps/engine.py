@@ -125,7 +125,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             ) from error
         return
     settings: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0}
-    settings["dashboard_address"] = None  # no web page beside
+    settings["dashboard_address"] = ":0"  # a free port: the usual one may be taken
     with LocalCluster(n_workers=workers, **settings) as cluster, Client(cluster) as client:
         yield client
 
