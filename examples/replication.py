@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tl_sparse.files import write_text
 from tl_sparse.sweeps import FIGURES, PRESETS, Store, Text, summarise
-from tl_sparse.sweeps.figures import markdown_table
+from tl_sparse.sweeps.figures import rows_in_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "replication.md"
@@ -57,7 +57,7 @@ def main() -> None:
             continue  # the other figures share a few models with these, and are shown when whole
         parts.append(summary.markdown())
         if figure in PAPER:
-            lines = ["The paper's, read off its figure:", "", *markdown_table(PAPER[figure]), ""]
+            lines = ["The paper's, read off its figure:", "", rows_in_markdown(PAPER[figure]), ""]
             parts.append("\n".join(lines))
     page = args.page.read_text(encoding="utf-8")
     before, _, rest = page.partition(MARKS[0])

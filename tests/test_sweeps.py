@@ -35,6 +35,7 @@ from tl_sparse.sweeps.means import estimate, geometric_mean
 from tl_sparse.sweeps.plans import dense_model, is_dense, n_block_weights, sparse_model
 from tl_sparse.sweeps.results import Finished, model_rows, ratio, target_rows
 from tl_sparse.sweeps.work import log_kurtosis
+from tl_sparse.training import mean_loss
 
 TINY = PRESETS["tiny"]
 NOWHERE = Text(hash="0" * 64, n_characters=1000, vocab_size=300, dialect="tasks")
@@ -162,12 +163,9 @@ def test_a_model_cell_says_what_is_true_of_its_model(text, finished):
     assert result["n_nonzero_blocks"] == sum(int((p != 0).sum()) for p in blocks)
     assert 1190 <= result["n_nonzero_blocks"] <= 1200
     corpus = text.open(finished.text_folder, progress=False)
-    nats = result["validation_loss"]
-    validation = corpus.validation
-    words = corpus.tokenizer.decode(validation.tokens.tolist(), skip_special_tokens=True)
-    n_bytes = len(words.encode())
-    expected = nats * len(validation.tokens) / n_bytes / math.log(2)
-    assert result["bits_per_byte"] == pytest.approx(expected, rel=0.01)
+    n_windows = min(64, corpus.validation.windows_per_epoch(128))
+    windows = corpus.validation.windows(n_ctx=128, n_windows=n_windows)
+    assert result["validation_loss"] == pytest.approx(mean_loss(model, windows), rel=1e-5)
 
 
 def test_kurtosis_is_that_of_the_definition():
@@ -310,6 +308,12 @@ def test_a_damaged_file_is_named(text, finished, tmp_path, damage):
         store.result(cell)
 
 
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(ValueError, match=r"folder is where cells.* is a file. Give another"):
+        Store(tmp_path / "x")
+
+
 def test_another_text_than_the_cells_is_refused(text, finished):
     with pytest.raises(ValueError, match="The cell asks for the text 000000000000 and this"):
         replace(text, hash="0" * 64).open(finished.text_folder, progress=False)
@@ -346,7 +350,7 @@ def written(tmp_path: Path) -> Store:
             result: dict[str, Any]
             loss = {8: 3.2, 16: 2.9}[cell.width] if is_dense(cell) else 3.15
             result = {"model_hash": cell.key, "validation_loss": loss, "kurtosis": 1.0}
-            store.keep(cell, result | {"bits_per_byte": 1.5, "n_nonzero_blocks": 1000}, seconds=2.0)
+            store.keep(cell, result | {"n_nonzero_blocks": 1000}, seconds=2.0)
             continue
         assert isinstance(cell, CircuitCell)
         result = {"model_hash": cell.model.key, "note": ""}
@@ -392,6 +396,7 @@ def test_a_summary_is_written_with_what_is_there_and_says_what_is_missing(tmp_pa
     assert "| 0.15 | 4 (4 to 4) | 64 (64 to 64) | 16 (16 to 16) | 2 |" in page
     assert "| sparse | necessary | 4 | 4 |" in page
     assert "<svg" in html
+    assert "<h1>Edges against target loss, sparse and dense</h1>" in html
     written_json = json.loads((tmp_path / "figure2.json").read_text())
     assert written_json == json.loads(json.dumps(summary.to_dict()))
     next((tmp_path / "cells").iterdir()).unlink()
@@ -422,7 +427,7 @@ def made_up(monkeypatch):
         loss = 4 - 0.3 * math.log2(cell.width) + 0.01 * cell.training.seed
         trained.extend([cell.width] if is_dense(cell) else [])
         result = {"model_hash": cell.key, "validation_loss": loss if is_dense(cell) else 2.95}
-        result |= {"kurtosis": 1.0, "bits_per_byte": 1.5, "n_nonzero_blocks": 1000}
+        result |= {"kurtosis": 1.0, "n_nonzero_blocks": 1000}
         store.keep(cell, result, seconds=1.0)
 
     monkeypatch.setattr("tl_sparse.sweeps.engine.do", fake)

@@ -72,6 +72,13 @@ def table(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str] = ()) -> str:
     )
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write cells as a table in Markdown."""
+    lines = [columns, *rows]
+    written = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([written[0], "|" + "---|" * len(columns), *written[1:]])
+
+
 def _is_number(value: Any) -> bool:
     if isinstance(value, str):  # a caller's own rounding, as "3.20" or "98.5%"
         return value.strip("+-%").replace(",", "").replace(".", "", 1).isdecimal()

@@ -11,6 +11,7 @@ from tl_sparse.capability.bits import Bits, bits_per_byte
 from tl_sparse.capability.ngrams import NGramModel
 from tl_sparse.config import SparsityConfig, TrainingConfig
 from tl_sparse.data import Corpus
+from tl_sparse.markup import markdown_table
 from tl_sparse.summary import count_nonzero
 
 
@@ -90,10 +91,10 @@ def _row(
 def capability_table(rows: Sequence[CapabilityRow]) -> str:
     """Write rows as a Markdown table."""
     names = ["model", "parameters", "nonzero", "training FLOPs", "nats per token", "bits per byte"]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in rows:
-        flops = "-" if row.training_flops is None else f"{row.training_flops:.2e}"
-        cells = [row.name, f"{row.n_parameters:,}", f"{row.n_nonzero:,}", flops,
-                 f"{row.nats_per_token:.3f}", f"{row.bits_per_byte:.3f}"]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [
+        [row.name, f"{row.n_parameters:,}", f"{row.n_nonzero:,}",
+         "-" if row.training_flops is None else f"{row.training_flops:.2e}",
+         f"{row.nats_per_token:.3f}", f"{row.bits_per_byte:.3f}"]
+        for row in rows
+    ]  # fmt: skip
+    return markdown_table(names, cells)

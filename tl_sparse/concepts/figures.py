@@ -5,6 +5,7 @@ from typing import Any
 
 from tl_sparse.concepts.report import ConceptReport
 from tl_sparse.curves import draw_curves
+from tl_sparse.markup import markdown_table
 
 
 def draw_tracked(reports: Mapping[str, ConceptReport], threshold: float | None = None) -> str:
@@ -79,12 +80,6 @@ def thresholds_table(reports: Mapping[str, ConceptReport], thresholds: Sequence[
             cells.append(f"{shares}, {per_node}")
         rows.append([f"{threshold:g}", *cells])
     return markdown_table(["gain at least", *reports], rows)
-
-
-def markdown_table(names: list[str], rows: list[list[str]]) -> str:
-    """Write cells as a Markdown table."""
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _cell(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
-from tl_sparse.markup import document, section, table
+from tl_sparse.markup import document, markdown_table, section, table
 from tl_sparse.sweeps.cells import Cell, Text
 from tl_sparse.sweeps.means import geometric_mean
 from tl_sparse.sweeps.plans import ABLATIONS, FIGURES, Preset, is_dense, sparse_model
@@ -85,12 +85,12 @@ class Summary:
             lines += [self.drawing(), ""]
         for name, rows in self.tables.items():
             if rows:
-                lines += [f"{TABLES[name]}:", "", *markdown_table(rows), ""]
+                lines += [f"{TABLES[name]}:", "", rows_in_markdown(rows), ""]
         return "\n".join(lines)
 
     def html(self) -> str:
         """Write a page that opens from disk."""
-        body = [f"<p>{self._progress()}</p>"]
+        body = [f"<h1>{TITLES[self.figure]}</h1>", f"<p>{self._progress()}</p>"]
         if any(self.curves.values()):
             body.append(self.drawing())
         for name, rows in self.tables.items():
@@ -204,14 +204,11 @@ def _frontier(done: Finished) -> Curves:
     return {name: sorted(points) for name, points in sorted(curves.items())}
 
 
-def markdown_table(rows: Sequence[Row]) -> list[str]:
-    """Give rows as the lines of a Markdown table."""
+def rows_in_markdown(rows: Sequence[Row]) -> str:
+    """Write rows as a Markdown table, numbers and estimates for people."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        shown = _readable(row)
-        lines.append("| " + " | ".join(shown.get(column, "-") for column in columns) + " |")
-    return lines
+    shown = [_readable(row) for row in rows]
+    return markdown_table(columns, [[row.get(c, "-") for c in columns] for row in shown])
 
 
 def _readable(row: Row) -> dict[str, str]:

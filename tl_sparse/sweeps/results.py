@@ -134,7 +134,6 @@ def model_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]
             "activation density": first.sparsity.activation_density,
             "seeds": len(models),
             "validation loss": round(mean([r["validation_loss"] for r in results]), 4),
-            "bits per byte": round(mean([r["bits_per_byte"] for r in results]), 4),
             "log kurtosis": round(mean([r["kurtosis"] for r in results]), 3),
             "tasks tried": max(len(done.tried(m, target=target)) for m in models),
             "tasks with a circuit": [len(some) for some in edges],

@@ -22,10 +22,19 @@ FORMAT = "tl_sparse.cell/1"
 
 
 class Store:
-    """The finished cells in a folder."""
+    """The finished cells in a folder, which need not be there yet.
+
+    Raises:
+        ValueError: If there is a file in its place.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(
+                f"folder is where cells, models and text are kept, and {str(folder)!r} is a file. "
+                "Give another name."
+            )
 
     def __repr__(self) -> str:
         """Folder and count."""

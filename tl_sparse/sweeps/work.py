@@ -4,7 +4,6 @@ Everything is kept at the place where it can be found again: checkpoints, refere
 """
 
 import json
-import math
 import time
 from typing import Any
 
@@ -63,18 +62,12 @@ def train_model(cell: ModelCell, store: Store, *, progress: bool) -> dict[str, A
     return {
         "model_hash": model_hash(model),
         "validation_loss": history.validation_loss,
-        "bits_per_byte": bits_per_byte(history.validation_loss, corpus),
         "n_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "n_nonzero": int(sum(int((p != 0).sum()) for p in model.parameters() if p.requires_grad)),
         "n_nonzero_blocks": block_nonzeros(model),
         "dead_neurons": list(summary.n_dead_neurons),
         "kurtosis": final_kurtosis(model, corpus),
     }
-
-
-def bits_per_byte(loss: float, corpus: Corpus) -> float:
-    """Turn nats per token of the validation split into bits per byte."""
-    return loss / math.log(2) / corpus.validation.bytes_per_token
 
 
 def block_nonzeros(model: HookedTransformer) -> int:
