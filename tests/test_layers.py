@@ -73,6 +73,7 @@ LAYERS = {
     "capability": 9,
     "bridges": 8,
     "report": 9,
+    "viewer": 8,
     "demo_arms": 8,
     "demo": 10,
     "cli": 11,

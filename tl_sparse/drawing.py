@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from tl_sparse.circuit import Circuit, Node
+from tl_sparse.circuit import Circuit, Edge, Node
 from tl_sparse.wording import escape, visible
 
 _COLUMNS = {"attn_in": "attention reads", "qk": "q and k", "v": "v", "attn_out": "attention writes",
@@ -98,15 +98,18 @@ def draw_circuit(
     d_head: int | None = None,
     d_model: int | None = None,
     max_edges: int = 500,
+    importance: Mapping[Edge, float] | None = None,
 ) -> str:
     """Draw a circuit, from the tokens to the answer logits.
 
     `residual` pairs writes with the later reads of their channel, `tokens` gives the tokens (or
     positions) to show for a channel with their weights, and `logits` the weights from nodes to
     answers. `d_head` lets q, k, v be named by head and `d_model` position channels, which come
-    after it. Of a larger circuit the `max_edges` largest weights are drawn, with what they join.
+    after it. Of a larger circuit `max_edges` are drawn, with what they join: the largest weights,
+    or those of the most `importance`.
     """
-    edges = sorted(circuit.edges, key=lambda e: -abs(e.weight))[:max_edges]
+    rank = importance or {edge: abs(edge.weight) for edge in circuit.edges}
+    edges = sorted(circuit.edges, key=lambda e: -rank[e])[:max_edges]
     nodes = circuit.nodes
     if len(edges) < circuit.n_edges:
         joined = {node for edge in edges for node in (edge.source, edge.target)}
@@ -135,7 +138,8 @@ def draw_circuit(
     if not boxes:
         return "<p>The circuit has no nodes.</p>"
     left_out = circuit.n_edges - len(edges)
-    words = f" The {len(edges)} largest of {circuit.n_edges:,} edges are drawn." if left_out else ""
+    which = "largest" if importance is None else "most needed"
+    words = f" The {len(edges)} {which} of {circuit.n_edges:,} edges are drawn." if left_out else ""
     title = f"Circuit of {circuit.task}: {circuit.n_nodes} nodes, {circuit.n_edges} edges.{words}"
     return _Sheet(boxes, links).svg(title, words.strip())
 
@@ -329,8 +333,10 @@ class _Sheet:
             width = f' stroke-width="{0.8 + 4.2 * abs(link.weight) / largest:.2f}"'
             said = f"weight {link.weight:+.4g}"
         title = f"{self.boxes[link.source].title} to {self.boxes[link.target].title}: {said}"
+        ends_of = f'data-source="{escape(link.source)}" data-target="{escape(link.target)}"'
         return (
-            f'<path class="{link.kind}{sign}" d="{d}"{width}><title>{escape(title)}</title></path>'
+            f'<path class="{link.kind}{sign}" {ends_of} d="{d}"{width}>'
+            f"<title>{escape(title)}</title></path>"
         )
 
     def _weight(
@@ -371,7 +377,8 @@ def _box_svg(box: _Box) -> str:
         f"{escape(line)}</text>"
         for i, line in enumerate(box.lines)
     )
-    return f"<g><title>{escape(box.title)}</title>{rect}{lines}</g>"
+    title = f"<title>{escape(box.title)}</title>"
+    return f'<g data-box="{escape(box.name)}">{title}{rect}{lines}</g>'
 
 
 def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:

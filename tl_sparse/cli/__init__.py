@@ -1,4 +1,4 @@
-"""The command line, `tl-sparse demo | tasks | prune | audit | compare | sweep | info | bench`.
+"""The command line, `tl-sparse COMMAND`.
 
 Each command is thin over the functions of the same name, in a module of its own. What they need is
 imported when they run, so that `--help` is quick.
@@ -20,6 +20,7 @@ from tl_sparse.cli.demo import demo
 from tl_sparse.cli.info import info
 from tl_sparse.cli.sweep import sweep
 from tl_sparse.cli.tasks import tasks
+from tl_sparse.cli.view import view
 
 app = typer.Typer(
     help="Weight-sparse transformers and their circuits, for TransformerLens.",
@@ -35,7 +36,7 @@ def _main() -> None:
     """Weight-sparse transformers and their circuits, for TransformerLens."""
 
 
-for _command in (demo, tasks, prune, audit, compare, sweep, info, bench):
+for _command in (demo, tasks, prune, audit, view, compare, sweep, info, bench):
     app.command()(_command)
 
 __all__ = ["app"]
