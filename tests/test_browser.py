@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_model
@@ -18,7 +19,7 @@ from test_viewer import EDGES, Hostile, Letters, letter_task
 from tl_sparse import viewer
 from tl_sparse.auditing import AuditReport, Finding
 from tl_sparse.circuit import Circuit
-from tl_sparse.tasks.base import Pair, PairTask
+from tl_sparse.tasks.base import Pair, PairTask, Split
 
 CHROMIUM = os.environ.get("TL_SPARSE_CHROMIUM", "")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: make test-browser")
@@ -129,7 +130,7 @@ def opened(browser):
 
 
 def a_scene(title: str = "letters", **changes) -> viewer.Scene:
-    model = make_model(None, n_ctx=16)
+    model: Any = make_model(None, n_ctx=16)
     model.tokenizer = Letters()
     circuit = replace(some_circuit(model, EDGES, task="letters", target_loss=0.3), **changes)
     finding = Finding("necessary", "damage", 1.0, 0.5, at_most=False, why="half")
@@ -341,29 +342,31 @@ def test_fifty_hostile_texts_are_shown_and_never_run(opened, tmp_path):
 
 def hostile_scene() -> viewer.Scene:
     """A circuit whose task and findings are hostile, and each text a prompt of one token."""
-    model = make_model(None, d_vocab=len(Hostile.texts), n_ctx=16)
+    model: Any = make_model(None, d_vocab=len(Hostile.texts), n_ctx=16)
     model.tokenizer = Hostile()
     circuit = some_circuit(model, EDGES, task=HOSTILE)
-    prompts = {"train": "ab", "validation": "ba", "test": "aab"}
-    splits = {s: [Pair((HOSTILE + x, "<b>" + x), ("\0", "\u202e"))] for s, x in prompts.items()}
+    prompts: dict[Split, str] = {"train": "ab", "validation": "ba", "test": "aab"}
+    splits: dict[Split, list[Pair]] = {
+        s: [Pair((HOSTILE + x, "<b>" + x), ("\0", "\u202e"))] for s, x in prompts.items()
+    }
     task = PairTask(HOSTILE, splits, tokenizer=Hostile())
     finding = Finding("necessary", HOSTILE, 1.0, 0.5, at_most=False, why=HOSTILE)
     about = {"model": circuit.model_hash, "n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges}
     report = AuditReport(HOSTILE, (finding,), provenance=about)
     seen = viewer.scene(model, circuit, task, report=report, progress=False)
     line = {"scale": 1.0, "values": [64]}
-    prompts = [
+    lines = [
         dict(seen.data["prompts"][0]) | {"tokens": [i], "answer": text, "wrong": text}
         for i, text in enumerate(HOSTILE_TEXTS)
     ]
     nodes = [dict(node) | {"prompts": [line] * 50} for node in seen.data["nodes"]]
     patterns = [dict(head) | {"patterns": [[100]] * 50} for head in seen.data["patterns"]]
-    changed = {"texts": HOSTILE_TEXTS, "prompts": prompts, "nodes": nodes, "patterns": patterns}
+    changed = {"texts": HOSTILE_TEXTS, "prompts": lines, "nodes": nodes, "patterns": patterns}
     return replace(seen, data=dict(seen.data) | changed)
 
 
 def test_five_hundred_edges_can_be_gone_through(opened, tmp_path):
-    model = make_model(None, n_ctx=16, d_model=64, d_mlp=256)
+    model: Any = make_model(None, n_ctx=16, d_model=64, d_mlp=256)
     model.tokenizer = Letters()
     edges = [
         (f"0.mlp_in.{i}", f"0.mlp_neuron.{j}", 0.2 + 0.01 * j) for i in range(25) for j in range(20)

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tl_sparse.ablation import only_circuit
 from tl_sparse.auditing import AuditReport, Finding
 from tl_sparse.circuit import Circuit, Edge, Node
 from tl_sparse.sites import site_map
-from tl_sparse.tasks.base import Pair, PairTask
+from tl_sparse.tasks.base import Pair, PairTask, Split
 from tl_sparse.viewer.page import in_script
 from tl_sparse.viewer.serving import server
 from tl_sparse.viewer.worth import MAX_SIZES
@@ -58,13 +59,17 @@ def letter_task() -> PairTask:
         ]
         return [Pair((f"a{word}", f"b{word}"), ("x", "y")) for word in words]
 
-    splits = {"train": pairs(0, 6), "validation": pairs(6, 6), "test": pairs(12, 6)}
+    splits: dict[Split, list[Pair]] = {
+        "train": pairs(0, 6),
+        "validation": pairs(6, 6),
+        "test": pairs(12, 6),
+    }
     return PairTask("letters", splits, tokenizer=Letters())
 
 
 @pytest.fixture(scope="module")
 def model():
-    made = make_model(None, n_ctx=16)
+    made: Any = make_model(None, n_ctx=16)
     made.tokenizer = Letters()
     return made
 
@@ -152,7 +157,7 @@ def test_of_many_edges_few_sizes_are_judged(model, task):
     many = [(f"0.attn_in.{i}", f"0.v.{j}", 0.3) for i in range(8) for j in range(4)]
     many += [(f"0.v.{j}", "0.attn_out.5", 0.5) for j in range(4)]
     large = some_circuit(make_model(None, n_ctx=16), [], task="letters")
-    other = make_model(None, n_ctx=16)
+    other: Any = make_model(None, n_ctx=16)
     other.tokenizer = Letters()
     large = some_circuit(other, many, task="letters")
     sizes = viewer.scene(other, large, task, progress=False).data["sizes"]
@@ -200,13 +205,14 @@ def test_patterns_are_those_while_the_circuit_runs_alone(model, circuit, seen):
 
 
 def test_examples_are_the_highest_and_lowest_places_of_the_text(quote_corpus):
-    model = make_model(None, d_vocab=quote_corpus.d_vocab, n_ctx=16)
+    model: Any = make_model(None, d_vocab=quote_corpus.d_vocab, n_ctx=16)
     model.tokenizer = quote_corpus.tokenizer
     circuit = some_circuit(model, EDGES[:4], task="quotes")
     words = ["say", "call", "print"]
-    splits = {
+    words_of: dict[Split, str] = {"train": "a", "validation": "b", "test": "c"}
+    splits: dict[Split, list[Pair]] = {
         split: [Pair((f"{w}('{x}", f'{w}("{x}'), ("')", '")')) for w in words]
-        for split, x in {"train": "a", "validation": "b", "test": "c"}.items()
+        for split, x in words_of.items()
     }
     task = PairTask("quotes", splits, tokenizer=quote_corpus.tokenizer)
     seen = viewer.scene(
@@ -298,11 +304,13 @@ def test_the_page_has_the_data_and_runs_its_one_script_alone(seen):
 
 
 def test_hostile_texts_end_no_element():
-    model = make_model(None, d_vocab=len(HostileTokens.texts), n_ctx=16)
+    model: Any = make_model(None, d_vocab=len(HostileTokens.texts), n_ctx=16)
     model.tokenizer = Hostile()
     circuit = some_circuit(model, EDGES, task=HOSTILE)
-    prompts = {"train": "ab", "validation": "ba", "test": "aab"}
-    splits = {s: [Pair((HOSTILE + x, "<b>" + x), ("\0", "\u202e"))] for s, x in prompts.items()}
+    prompts: dict[Split, str] = {"train": "ab", "validation": "ba", "test": "aab"}
+    splits: dict[Split, list[Pair]] = {
+        s: [Pair((HOSTILE + x, "<b>" + x), ("\0", "\u202e"))] for s, x in prompts.items()
+    }
     task = PairTask(HOSTILE, splits, tokenizer=Hostile())
     circuit = replace(circuit, labels={"0.v.3": HOSTILE}, groups={"0.v.3": HOSTILE})
     finding = Finding("necessary", HOSTILE, 1.0, 0.5, at_most=False, why=HOSTILE)
