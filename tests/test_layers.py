@@ -65,6 +65,8 @@ LAYERS = {
     "markup": 7,
     "sae_baseline": 7,
     "audit_page": 8,
+    "displays": 8,
+    "plots": 8,
     "sae_arm": 8,
     "bench": 8,
     "sweeps": 8,
@@ -84,6 +86,9 @@ UPWARDS = {
     " on the object itself",
     ("circuit", "compiling"): "Circuit.compile: likewise",
     ("auditing", "audit_page"): "AuditReport in a notebook: IPython asks the object itself",
+    ("circuit", "displays"): "Circuit in a notebook: likewise",
+    ("history", "displays"): "History in a notebook: likewise",
+    ("summary", "displays"): "ModelSummary in a notebook: likewise",
 }
 """Imports against the rule, each with its reason: allowed inside a function only, so that a circuit
 can be read and compared without loading what it calls."""
@@ -92,7 +97,7 @@ HOST = "transformer_lens"
 HOST_ALLOWED = ("transformer_lens", "transformer_lens.hook_points")
 """What every module may import from the host; only `model` may look deeper."""
 
-ONLY_IN = {"plotly": {"report"}, "sae_lens": {"sae_baseline", "sae_arm"}}
+ONLY_IN = {"plotly": {"plots"}, "sae_lens": {"sae_baseline", "sae_arm"}}
 """Libraries that stand behind one module."""
 
 ONLY_IN_FUNCTIONS = {"datasets", "plotly", "optuna", "sae_lens"}
@@ -247,9 +252,9 @@ def test_no_modules_import_each_other_in_a_circle():
         ("tl_sparse.utils", "", "no layer"),
         ("tl_sparse.pruning", "from transformer_lens.components import Embed", "only `model`"),
         ("tl_sparse.pruning", "import transformer_lens.utilities", "only `model`"),
-        ("tl_sparse.pruning", "def f():\n    import plotly.graph_objects", "report only"),
-        ("tl_sparse", "import plotly", "report only"),
-        ("tl_sparse.report", "import plotly", "inside the function"),
+        ("tl_sparse.pruning", "def f():\n    import plotly.graph_objects", "plots only"),
+        ("tl_sparse", "import plotly", "plots only"),
+        ("tl_sparse.plots", "import plotly", "inside the function"),
         ("tl_sparse.control", "def f():\n    import sae_lens", "sae_arm or sae_baseline only"),
         ("tl_sparse.data", "from datasets import Dataset", "inside the function"),
         ("tl_sparse.circuit", "from tl_sparse.explain import explain", "inside the function"),
@@ -270,7 +275,7 @@ def test_the_checker_sees_a_violation(module, source, rule):
         ("tl_sparse.model", "from transformer_lens.components import Embed"),
         ("tl_sparse.pruning", "from transformer_lens import HookedTransformer"),
         ("tl_sparse.pruning", "from transformer_lens.hook_points import HookPoint"),
-        ("tl_sparse.report", "def f():\n    import plotly.graph_objects as go"),
+        ("tl_sparse.plots", "def f():\n    import plotly.graph_objects as go"),
         ("tl_sparse.data", "def f():\n    from datasets import Dataset"),
         ("tl_sparse", "from tl_sparse.cli import app"),
         ("tl_sparse.circuit", "def f():\n    from tl_sparse.explain import explain"),
