@@ -104,7 +104,7 @@ def plot_training(histories: History | Iterable[History] | Mapping[str, History]
             figure.add_trace(trace, row=1, col=column)
     figure.update_xaxes(title_text="tokens")
     figure.update_yaxes(type="log", col=3)
-    return figure
+    return figure.update_layout(height=420)
 
 
 def plot_density(model: HookedTransformer) -> Any:
@@ -239,20 +239,22 @@ def plot_audit(report: AuditReport) -> Any:
     `report` itself, as the last line of a cell, shows every claim with its lines.
     """
     figures = by_figure(report.curves)
+    names = list(dict.fromkeys(name for curves in figures.values() for name in curves))
     labels = [next(iter(some)) if len(some) == 1 else "value" for some in figures.values()]
     figure = _panels(tuple(map(_label, labels)) or ("no curves",), columns=2)
     for i, (x, curves) in enumerate(figures.items()):
         place = {"row": 1 + i // 2, "col": 1 + i % 2}
-        for j, (name, points) in enumerate(curves.items()):
-            curve = [a for a, _ in points], [b for _, b in points]
-            hover = "%{x:.4g}: %{y:.4g}"
-            figure.add_trace(_line(name, curve, j, hover=hover, mode="lines+markers"), **place)
+        for name, points in curves.items():
+            curve, j = ([a for a, _ in points], [b for _, b in points]), names.index(name)
+            trace = _line(name, curve, j, hover="%{x:.4g}: %{y:.4g}", mode="lines+markers")
+            first = not any(trace.name == other.name for other in figure.data)
+            figure.add_trace(trace.update(legendgroup=trace.name, showlegend=first), **place)
         figure.update_xaxes(title_text=_label(x), **place)
     verdicts = list(report.verdicts().values())
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("holds", "fails", "not tested"))
     figure.update_layout(
         title={"text": _label(f"Audit of the circuit for {report.task}: {counts}")},
-        height=160 + 280 * math.ceil(max(1, len(figures)) / 2),
+        height=200 + 280 * math.ceil(max(1, len(figures)) / 2),
     )
     return figure
 
@@ -341,4 +343,5 @@ def _panels(titles: Sequence[str], *, columns: int) -> Any:
     columns = min(columns, len(titles))
     rows = math.ceil(len(titles) / columns)
     figure = make_subplots(rows=rows, cols=columns, subplot_titles=list(titles))
-    return figure.update_layout(template="plotly_white")
+    under = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+    return figure.update_layout(template="plotly_white", legend=under, margin_b=100)
