@@ -271,6 +271,12 @@ class Circuit:
             elif ends == ("q", "k") and source.site.layer == target.site.layer:
                 yield source, target, "qk"
 
+    def _repr_html_(self) -> str:
+        """Give what notebooks show: sizes, losses and the drawing."""
+        from tl_sparse.displays import circuit_fragment
+
+        return circuit_fragment(self)
+
     def __repr__(self) -> str:
         """One line: size, task and losses."""
         loss = self.losses.get("test", math.nan)

@@ -98,11 +98,15 @@ def shown(value: Any) -> str:
     return escape(str(value))
 
 
-LIGHT = """
+PALETTE = ("#1565b8", "#b84f00", "#00795c", "#a3357f", "#6b5b00", "#565d66")
+"""The colours of curves on white, told apart by colour-blind readers too: blue, orange, ..."""
+
+_PLAIN = """
 color-scheme:light dark;--paper:#fff;--ink:#16191d;--soft:#565d66;--line:#8b929b;
 --band:#f2f4f7;--positive:#1565b8;--negative:#b84f00;--warn:#fff4e0;--warn-line:#b84f00;
---c0:#1565b8;--c1:#b84f00;--c2:#00795c;--c3:#a3357f;--c4:#6b5b00;--c5:#565d66;
 """
+
+LIGHT = _PLAIN + "".join(f"--c{i}:{colour};" for i, colour in enumerate(PALETTE))
 """The colours on a light ground, as CSS variables."""
 
 DARK = """

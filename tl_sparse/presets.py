@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 
 FLOAT32_EPS = 1.1920928955078125e-07
 """The epsilon of the reference's norm; TransformerLens' default would be 1e-5."""
@@ -71,3 +71,13 @@ PLAIN_ADAM = replace(
 
 DEMO_PRUNING = PruningConfig()
 """How both arms of the demo are pruned."""
+
+QUICK_WIDTH = 32
+QUICK_TRAINING = replace(DEMO_TRAINING, n_tokens=131_072, eval_every=64, n_eval_windows=16)
+QUICK_DENSE_TRAINING = replace(QUICK_TRAINING, learning_rate=DENSE_TRAINING.learning_rate)
+QUICK_SPARSITY = replace(DEMO_SPARSITY, weight_density=0.1)
+QUICK_PRUNING = PruningConfig(n_steps=30, n_edge_steps=30, exchange=False, min_accuracy=0.0)
+"""No gate: in a smoke run the pruner has to run on a model that can't do the task, too."""
+QUICK_AUDIT = AuditConfig(
+    n_random=4, n_subsets=2, n_adversarial_steps=4, n_examples=8, max_edges=4, batch_size=8
+)

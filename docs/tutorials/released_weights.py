@@ -16,8 +16,6 @@
 # %%
 import tempfile
 
-import torch
-
 from tl_sparse import HookedSparseTransformer, zoo
 
 mine = zoo.load("python-tiny").sparse

@@ -7,8 +7,17 @@
 # %%
 import random
 
-from tl_sparse import HookedSparseTransformer, PruningConfig, SparsityConfig, TrainingConfig
-from tl_sparse import data, prune, references, tasks, train
+from tl_sparse import (
+    HookedSparseTransformer,
+    PruningConfig,
+    SparsityConfig,
+    TrainingConfig,
+    data,
+    prune,
+    references,
+    tasks,
+    train,
+)
 
 # %% [markdown]
 # ## Text

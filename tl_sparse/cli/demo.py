@@ -15,6 +15,10 @@ def demo(
     full: Annotated[
         bool, typer.Option("--full", help="Add the dense model of equal loss (a narrower one).")
     ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Only see that all works: tiny models, in FOLDER/quick."),
+    ] = False,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of models, data order, pruning, audit.")
     ] = 0,
@@ -28,8 +32,11 @@ def demo(
     """
     from tl_sparse.demo import DemoSettings, run_demo
 
+    settings = DemoSettings(seed=seed, full=full)
+    if quick:
+        folder, settings = folder / "quick", DemoSettings.quick(seed=seed)
     try:
-        run_demo(folder, DemoSettings(seed=seed, full=full), progress=not quiet, say=say)
+        run_demo(folder, settings, progress=not quiet, say=say)
     except KeyboardInterrupt:
         errors.print(f"Stopped. What was done is kept in {folder}; the same command goes on.")
         raise typer.Exit(130) from None
