@@ -98,7 +98,7 @@ RECIPES: dict[str, Recipe] = {
     "tiny": Recipe(
         width=64, n_ctx=64, vocab_size=512, n_characters=2_000_000,
         sparsity=replace(DEMO_SPARSITY, weight_density=0.1),
-        training=replace(DEMO_TRAINING, n_tokens=1_000_000),
+        training=replace(DEMO_TRAINING, n_tokens=400_000),
     ),
     "demo": Recipe(),
     "gpu": Recipe(
@@ -109,5 +109,5 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
 }  # fmt: skip
-"""What `tl-sparse train --preset` takes: `tiny` is a look, well under a minute; `demo` is the
-demo's sparse model, some minutes on two cores; `gpu` is for one GPU and some hours, and not tried."""
+"""What `tl-sparse train --preset` takes: `tiny` is a look, well under a minute on an idle core;
+`demo` is the demo's sparse model, some minutes on two; `gpu` is for one GPU and hours, untried."""

@@ -15,8 +15,8 @@ from typing import Annotated
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Progress bars: twice a second on a terminal, twice a minute in a file.
-for _interval in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
-    os.environ.setdefault(_interval, "0.5" if sys.stderr.isatty() else "30")
+os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "30")
+os.environ.setdefault("TQDM_MAXINTERVAL", "10" if sys.stderr.isatty() else "30")
 
 import typer
 
@@ -29,6 +29,7 @@ from tl_sparse.cli.info import info
 from tl_sparse.cli.sweep import sweep
 from tl_sparse.cli.tasks import tasks
 from tl_sparse.cli.train import train
+from tl_sparse.rules import checks_itself
 
 app = typer.Typer(
     cls=Commands,
@@ -38,16 +39,18 @@ app = typer.Typer(
 )
 
 
-def _show_version(value: bool) -> None:
+def _show_version(value: bool) -> bool:
     if value:
         try:
             typer.echo(f"tl-sparse {version('tl-sparse')}")
         except PackageNotFoundError:  # run from a folder, not installed
             typer.echo("tl-sparse, not installed")
         raise typer.Exit
+    return value
 
 
 @app.callback(invoke_without_command=True)
+@checks_itself
 def _main(
     ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,

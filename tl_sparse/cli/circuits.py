@@ -24,6 +24,7 @@ from tl_sparse.cli.opening import (
 )
 from tl_sparse.cli.settings import ConfigFile, asked
 from tl_sparse.cli.speaking import say, say_json, then
+from tl_sparse.rules import checks_itself
 
 if TYPE_CHECKING:
     from tl_sparse.circuit import Circuit
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 @if_stopped("Stopped before there was a circuit; nothing was written.")
+@checks_itself
 def prune(
     ctx: typer.Context,
     model: ModelFolder,
@@ -161,6 +163,7 @@ def _in_numbers(circuit: "Circuit") -> dict[str, Any]:
 
 
 @if_stopped("Stopped before the audit's end; nothing was written.")
+@checks_itself
 def audit(
     ctx: typer.Context,
     model: ModelFolder,

@@ -12,9 +12,11 @@ from tl_sparse.cli.opening import AsJson, Quiet, check_folder
 from tl_sparse.cli.settings import ConfigFile, asked
 from tl_sparse.cli.speaking import say, say_json
 from tl_sparse.cli.sweep import chosen_preset, finish
+from tl_sparse.rules import checks_itself
 
 
 @if_stopped("Stopped. The same command goes on from {folder}.")
+@checks_itself
 def compare(
     ctx: typer.Context,
     preset: Annotated[

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tl_sparse.cli.settings import from_file
-from tl_sparse.cli.speaking import errors, note
+from tl_sparse.cli.speaking import Lines, errors, note
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -87,6 +87,7 @@ class Commands(TyperGroup):
             return super().main(*args, standalone_mode=False, **extra)
         for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode is no error
             getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+        before, sys.stderr = sys.stderr, sys.stderr if sys.stderr.isatty() else Lines(sys.stderr)
         try:
             code = super().main(*args, standalone_mode=False, **extra)
             sys.stdout.flush()
@@ -96,6 +97,8 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             _close_stdout()
             code = 0
+        finally:
+            sys.stderr = before
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -49,7 +49,8 @@ def device_of(name: str) -> str:
     import torch
 
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
+    numbered = kind == "cuda" and number.isdecimal()
+    if name not in ("cpu", "cuda", "mps") and not numbered:
         raise ValueError(f"A device is cpu, cuda, cuda:1 (a number) or mps, got {name!r}.")
     if kind == "cuda":
         n = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -80,9 +81,7 @@ def open_model(folder: Path, *, device: str = "cpu") -> "HookedSparseTransformer
     place = model_folder(folder)
     if not place.is_dir():
         what = "a file, and a model is a folder" if place.exists() else "not there"
-        raise ValueError(
-            f"The model {folder} is {what}. `tl-sparse train --out FOLDER` makes one."
-        )
+        raise ValueError(f"The model {folder} is {what}. `tl-sparse train --out FOLDER` makes one.")
     device = device_of(device)
     from tl_sparse.model import HookedSparseTransformer
 

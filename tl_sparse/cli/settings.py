@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tl_sparse.rules import checks_itself
+
 _NOT_SETTINGS = frozenset({"help", "config"})
 _NOT_KEPT = frozenset({"json", "quiet"})
 """How a command shows its result is no part of the result."""
@@ -24,6 +26,7 @@ _HERE = "tl_sparse.settings_file"
 """Where a context keeps the path of its settings file."""
 
 
+@checks_itself
 def take_settings(ctx: typer.Context, value: Path | None) -> Path | None:
     """Make the values of a settings file the defaults of the command."""
     if value is not None and not ctx.resilient_parsing:
@@ -44,7 +47,7 @@ ConfigFile = Annotated[
 ]
 
 
-def read_settings(path: Path, ctx: typer.Context) -> dict[str, Any]:
+def read_settings(path: Path, ctx: Any) -> dict[str, Any]:
     """Read what a settings file says to the command of a context.
 
     Raises:
@@ -73,7 +76,7 @@ def read_settings(path: Path, ctx: typer.Context) -> dict[str, Any]:
     return settings
 
 
-def asked(ctx: typer.Context) -> dict[str, Any]:
+def asked(ctx: Any) -> dict[str, Any]:
     """Give what a command was asked for, defaults included: a settings file as JSON values."""
     kept = {key: p.name for key, p in _parameters(ctx).items() if key not in _NOT_KEPT}
     return {str(ctx.info_name): {key: _plain(ctx.params.get(name)) for key, name in kept.items()}}
@@ -88,7 +91,7 @@ def from_file(error: Any) -> Path | None:
     return ctx.meta.get(_HERE) if source is not None and source.name == "DEFAULT_MAP" else None
 
 
-def _parameters(ctx: typer.Context) -> dict[str, Any]:
+def _parameters(ctx: Any) -> dict[str, Any]:
     """Give the command's parameters by key: the flag's name, or the argument's."""
     found = {}
     for parameter in ctx.command.params:

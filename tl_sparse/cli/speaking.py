@@ -1,7 +1,7 @@
 """How the commands speak: results to stdout, everything else to stderr, a line each."""
 
 import json
-from typing import Any
+from typing import IO, Any
 
 import typer
 from rich.console import Console
@@ -44,3 +44,24 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not abs(value) < float("inf"):
         return None
     return value
+
+
+class Lines:
+    """A stream that gives each drawing of a progress bar a line of its own, for files and pipes."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+        self.after_bar = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text; one that begins by going back to the line's start is a drawn bar."""
+        drawn = text.startswith("\r")
+        if drawn and (bar := text.strip()):
+            self.stream.write(bar + "\n")
+        elif not drawn and not (self.after_bar and text == "\n"):
+            self.stream.write(text)
+        self.after_bar = drawn
+        return len(text)

@@ -11,12 +11,14 @@ from tl_sparse.cli.failing import if_stopped
 from tl_sparse.cli.opening import AsJson, Quiet, check_folder
 from tl_sparse.cli.settings import ConfigFile, asked
 from tl_sparse.cli.speaking import names, note, say, say_json, then
+from tl_sparse.rules import checks_itself
 
 if TYPE_CHECKING:
     from tl_sparse.sweeps import Outcome, Preset
 
 
 @if_stopped("Stopped. The same command goes on from {folder}.")
+@checks_itself
 def sweep(
     ctx: typer.Context,
     figures: Annotated[

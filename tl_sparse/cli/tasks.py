@@ -13,6 +13,7 @@ from tl_sparse.cli.speaking import console, errors, say, say_json, then
 if TYPE_CHECKING:
     from tl_sparse.gate import TaskScore
     from tl_sparse.model import HookedSparseTransformer
+    from tl_sparse.tasks import PairTask
 
 
 def tasks(
@@ -60,9 +61,7 @@ def _show_list(*, as_json: bool) -> None:
     from tl_sparse.tasks import catalog
 
     specs = [all_tasks.spec(each) for each in all_tasks.names()]
-    rows = [
-        {"name": s.name, "decides": s.decides, "answers": catalog.answers_of(s)} for s in specs
-    ]
+    rows = [{"name": s.name, "decides": s.decides, "answers": catalog.answers_of(s)} for s in specs]
     if as_json:
         say_json(rows)
         return
@@ -83,32 +82,49 @@ def _show_one(name: str, folder: Path | None, *, as_json: bool) -> None:
     """Show pairs of a task, and how a model does it."""
     from tl_sparse import tasks as all_tasks
     from tl_sparse.gate import task_score
-    from tl_sparse.tasks import SPLITS, catalog
+    from tl_sparse.tasks import catalog
 
     spec = None if is_file_of_pairs(name) else all_tasks.spec(name)
     model = open_for_tasks(folder) if folder else None
     tokenizer = model.tokenizer if model else catalog.sample_tokenizer()
-    if spec is not None and not as_json:
-        for line in catalog.shown(spec, tokenizer=tokenizer):
-            say(line)
     score = None
     if spec is None or as_json or model is not None:
         task = open_task(name, tokenizer, max_tokens=model.cfg.n_ctx if model else None)
         score = task_score(model, task) if model else None
         if as_json:
-            pairs = {each: [asdict(pair) for pair in task.examples(4, split=each)] for each in SPLITS}
-            about = {"name": task.name, "n_pairs": {s: task.n_examples(s) for s in SPLITS}}
-            say_json(about | {"examples": pairs, "score": asdict(score) if score else None})
+            say_json(_in_numbers(task, score))
             return
         if spec is None:
-            say(repr(task))
-            for split in SPLITS:
-                for pair in task.examples(2, split=split):
-                    for line in (f"\n{split}", *catalog.drawn(pair)):
-                        say(line)
+            _show_pairs(task)
+    if spec is not None:
+        for line in catalog.shown(spec, tokenizer=tokenizer):
+            say(line)
     if score is not None:
         say(f"\nthe model: {_in_words(score)}")
     then(f"tl-sparse prune {folder or 'MODEL'} {name}")
+
+
+def _show_pairs(task: "PairTask") -> None:
+    from tl_sparse.tasks import SPLITS
+    from tl_sparse.tasks.catalog import drawn
+
+    say(repr(task))
+    for split in SPLITS:
+        for pair in task.examples(2, split=split):
+            for line in (f"\n{split}", *drawn(pair)):
+                say(line)
+
+
+def _in_numbers(task: "PairTask", score: "TaskScore | None") -> dict[str, Any]:
+    """Give a task, some pairs of each split, and how a model does it."""
+    from tl_sparse.tasks import SPLITS
+
+    return {
+        "name": task.name,
+        "n_pairs": {split: task.n_examples(split) for split in SPLITS},
+        "examples": {s: [asdict(pair) for pair in task.examples(4, split=s)] for s in SPLITS},
+        "score": asdict(score) if score is not None else None,
+    }
 
 
 def _in_words(score: "TaskScore") -> str:

@@ -11,11 +11,15 @@ from tl_sparse.cli.completing import PRECISIONS, TRAIN_PRESETS, one_of
 from tl_sparse.cli.failing import if_stopped
 from tl_sparse.cli.opening import AsJson, CorpusCache, Device, Quiet, check_folder, device_of
 from tl_sparse.cli.settings import ConfigFile, asked
-from tl_sparse.cli.speaking import say, say_json, then
+from tl_sparse.cli.speaking import note, say, say_json, then
+from tl_sparse.rules import checks_itself
 
 if TYPE_CHECKING:
     from tl_sparse.data import Corpus
     from tl_sparse.presets import Recipe
+
+WORSE = 0.1
+"""Nats above the lowest validation loss at which a run is said to have gone on for too long."""
 
 SETTINGS = "settings.json"
 """The file in a run's folder that says what was asked for."""
@@ -28,6 +32,7 @@ PRESETS = "the preset's"
     "Stopped. What was done is kept in {out}; the same command goes on. What there is by now can "
     "be used: tl-sparse tasks --model {out}"
 )
+@checks_itself
 def train(
     ctx: typer.Context,
     out: Annotated[
@@ -85,7 +90,9 @@ def train(
             autocompletion=one_of(PRECISIONS),
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the model and of the order of the data.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the model and of the order of the data.")
+    ] = 0,
     device: Device = "cpu",
     corpus_cache: CorpusCache = None,
     config: ConfigFile = None,
@@ -123,9 +130,16 @@ def train(
         return
     say(result["summary"])
     say(
-        f"Trained on {result['n_tokens']:,} tokens; validation loss "
-        f"{result['validation_loss']:.3f} nats a token. The model is {result['model']}."
+        f"Trained on {result['n_tokens']:,} tokens, {result['passes']:.1f} times the text; "
+        f"validation loss {result['validation_loss']:.3f} nats a token. The model is "
+        f"{result['model']}."
     )
+    if result["validation_loss"] > result["lowest"]["validation_loss"] + WORSE:
+        note(
+            f"The validation loss was {result['lowest']['validation_loss']:.3f} at "
+            f"{result['lowest']['tokens']:,} tokens and rose since: the text is small for so much "
+            "training. Take more text or fewer --tokens."
+        )
     then(f"tl-sparse tasks --model {out}, then tl-sparse prune {out} TASK")
 
 
@@ -245,6 +259,7 @@ def _run(
     shape = recipe.shape(corpus.d_vocab, device=device)
     model = HookedSparseTransformer(shape, tokenizer=corpus.tokenizer, sparsity=recipe.sparsity)
     history = train_model(model, corpus, recipe.training, folder=out, progress=progress)
+    lowest = min(history.records, key=lambda record: record["validation_loss"])
     return {
         "folder": str(out),
         "model": str(out / "checkpoint" / "model"),
@@ -253,5 +268,7 @@ def _run(
         "corpus": corpus.hash,
         "n_tokens": history.n_tokens,
         "validation_loss": history.validation_loss,
+        "passes": history.n_tokens / corpus.train.n_tokens,
+        "lowest": {"validation_loss": lowest["validation_loss"], "tokens": lowest["tokens"]},
         "seconds": history.records[-1]["seconds"],
     }

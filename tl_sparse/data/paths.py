@@ -18,10 +18,12 @@ from tl_sparse.data.sources import (
     read_files,
 )
 
-TEXT_ENDINGS = frozenset(
-    ".c .cc .cpp .cs .css .csv .go .h .hpp .html .java .jl .js .json .jsonl .kt .lua .md .php .pl "
-    ".py .r .rb .rs .rst .scala .sh .sql .swift .tex .toml .ts .tsv .txt .xml .yaml .yml".split()
-)
+TEXT_ENDINGS = frozenset({
+    ".c", ".cc", ".cpp", ".cs", ".css", ".csv", ".go", ".h", ".hpp", ".html", ".java", ".jl",
+    ".js", ".json", ".jsonl", ".kt", ".lua", ".md", ".php", ".pl", ".py", ".r", ".rb", ".rs",
+    ".rst", ".scala", ".sh", ".sql", ".swift", ".tex", ".toml", ".ts", ".tsv", ".txt", ".xml",
+    ".yaml", ".yml",
+})  # fmt: skip
 """Endings of the files that a folder is searched for."""
 
 FEW = 20
@@ -119,7 +121,7 @@ def _dataset(path: Path) -> Any:
 
 
 def cut(texts: Sequence[Document]) -> list[Document]:
-    """Cut long documents into pieces, at line ends where there are some.
+    r"""Cut long documents into pieces, at line ends where there are some.
 
     Examples:
         >>> book = Document("book", "a line\n" * 200)

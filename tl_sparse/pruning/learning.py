@@ -158,7 +158,7 @@ def _learn(
         weight_decay=config.weight_decay,
     )
     name = f"{task.name}: {masks.what}"
-    bar = tqdm(range(n_steps), desc=name, disable=not progress, mininterval=0.5)
+    bar = tqdm(range(n_steps), desc=name, disable=not progress)
     order = torch.empty(0, dtype=torch.long)
     price, highest = _Price(config, trial.like), torch.zeros((), device=trial.like.device)
     for step in bar:
