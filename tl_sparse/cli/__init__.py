@@ -14,9 +14,10 @@ from typing import Annotated
 # idle cores, and long spinning, the default, costs a multiple of it when the cores are shared.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Progress bars: twice a second on a terminal, twice a minute in a file.
+# Progress bars: twice a second on a terminal, twice a minute in a file, and no short ones there.
 os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "30")
 os.environ.setdefault("TQDM_MAXINTERVAL", "10" if sys.stderr.isatty() else "30")
+os.environ.setdefault("TQDM_DELAY", "0" if sys.stderr.isatty() else "10")
 
 import typer
 

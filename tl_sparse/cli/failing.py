@@ -122,11 +122,12 @@ def in_words(error: BaseException) -> str:
 
 def _usage_in_words(error: Any) -> str:
     """Say what is wrong with a command line, or with the settings file that a value stands in."""
-    message = _joined(error.format_message()).rstrip(".")
+    message = _joined(error.format_message()).removesuffix(".")
     path = from_file(error)
     where = f" (in {path})" if path else ""
     command = error.ctx.command_path if error.ctx else "tl-sparse"
-    return f"{message}{where}. `{command} --help` says more."
+    end = "" if message.endswith("?") and not where else "."
+    return f"{message}{where}{end} `{command} --help` says more."
 
 
 def _joined(text: object) -> str:

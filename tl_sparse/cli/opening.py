@@ -116,8 +116,23 @@ def open_task(task: str, tokenizer: Any, *, max_tokens: int | None = None) -> "P
     """
     from tl_sparse import tasks
 
+    check_task(task)
     if not is_file_of_pairs(task):
         return tasks.get(task, tokenizer=tokenizer, max_tokens=max_tokens)
+    return tasks.from_jsonl(task, tokenizer=tokenizer)
+
+
+def check_task(task: str) -> None:
+    """Check that there is a task of a name, or a file of pairs.
+
+    Raises:
+        ValueError: If there is none, or the file has the name of a task of ours.
+    """
+    from tl_sparse import tasks
+
+    if not is_file_of_pairs(task):
+        tasks.spec(task)
+        return
     path = Path(task)
     if not path.is_file():
         raise ValueError(
@@ -128,7 +143,6 @@ def open_task(task: str, tokenizer: Any, *, max_tokens: int | None = None) -> "P
             f"The file {path} has the name of one of our tasks. Give it another, so that its "
             "circuits can't pass for that task's."
         )
-    return tasks.from_jsonl(path, tokenizer=tokenizer)
 
 
 def file_of(task: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl_sparse.cli.completing import TASKS, one_of
-from tl_sparse.cli.opening import AsJson, is_file_of_pairs, open_for_tasks, open_task
+from tl_sparse.cli.opening import AsJson, check_task, is_file_of_pairs, open_for_tasks, open_task
 from tl_sparse.cli.speaking import console, errors, say, say_json, then
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def _show_one(name: str, folder: Path | None, *, as_json: bool) -> None:
     from tl_sparse.gate import task_score
     from tl_sparse.tasks import catalog
 
+    check_task(name)
     spec = None if is_file_of_pairs(name) else all_tasks.spec(name)
     model = open_for_tasks(folder) if folder else None
     tokenizer = model.tokenizer if model else catalog.sample_tokenizer()

@@ -199,13 +199,16 @@ def _check_run(out: Path, settings: dict[str, Any]) -> None:
         theirs, mine = read_json(kept).get("train"), settings["train"]
         if not isinstance(theirs, dict):
             raise ValueError(f"{kept} holds no settings of a training run. Give another --out.")
-        for flag in mine.keys() - _MAY_CHANGE:
-            if theirs.get(flag) != mine[flag]:
-                raise ValueError(
-                    f"{out} holds a model with another --{flag.replace('_', '-')}: "
-                    f"{theirs.get(flag)} there, {mine[flag]} now. Give another --out, or go on "
-                    f"with tl-sparse train --config {kept}."
-                )
+        other = [f for f in mine if f not in _MAY_CHANGE and theirs.get(f) != mine[f]]
+        if other:
+            flags = ", ".join(
+                f"--{flag.replace('_', '-')} ({theirs.get(flag)} there, {mine[flag]} now)"
+                for flag in other
+            )
+            raise ValueError(
+                f"{out} holds a model with another {flags}. Give another --out, or go on with "
+                f"tl-sparse train --config {kept}."
+            )
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(
             f"{out} is not empty and holds no run of tl-sparse train. Give a new folder as --out."

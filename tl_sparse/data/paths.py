@@ -129,7 +129,7 @@ def cut(texts: Sequence[Document]) -> list[Document]:
         [('book, part 1', 504), ('book, part 2', 504), ('book, part 3', 392)]
     """
     whole = sum(len(document.text) for document in texts)
-    length = min(max(whole // PIECES, SHORTEST), LONGEST)
+    length = min(max(whole // PIECES, SHORTEST), LONGEST, max(1, whole // 2))
     return [piece for document in texts for piece in _pieces(document, length)]
 
 

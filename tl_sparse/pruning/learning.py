@@ -186,7 +186,7 @@ def _learn(
         highest = torch.maximum(highest, loss.detach())
         if step % LOOK_EVERY == 0 or step == n_steps - 1:
             _check_finite(highest, f"by step {step} of learning {masks.what} for {task.name}")
-            bar.set_postfix(loss=f"{loss.item():.3f}", on=int(n_on))
+            bar.set_postfix(loss=f"{loss.item():.3f}", on=int(n_on), refresh=False)
     return masks.learned()
 
 
