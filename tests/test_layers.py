@@ -79,6 +79,7 @@ LAYERS = {
     "demo_arms": 8,
     "demo": 10,
     "cli": 11,
+    "__main__": 12,
 }
 """A module imports only from lower numbers. A package (`data/`, `tasks/`) counts as one module."""
 

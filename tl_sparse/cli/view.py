@@ -5,10 +5,24 @@ from typing import Annotated, Any
 
 import typer
 
-from tl_sparse.cli.circuits import _corpus_of
-from tl_sparse.cli.speaking import errors, say
+from tl_sparse.cli.failing import if_stopped
+from tl_sparse.cli.opening import (
+    CorpusCache,
+    Device,
+    Quiet,
+    check_file,
+    open_for_tasks,
+    open_task,
+    task_again,
+    training_text,
+)
+from tl_sparse.cli.settings import ConfigFile
+from tl_sparse.cli.speaking import say
+from tl_sparse.rules import checks_itself
 
 
+@if_stopped("Stopped before the page was there; nothing was written.")
+@checks_itself
 def view(
     model: Annotated[
         Path, typer.Argument(help="A model folder, or a page that this command has made.")
@@ -29,9 +43,9 @@ def view(
     out: Annotated[Path, typer.Option(help="The page, one file that needs nothing else.")] = Path(
         "circuit.html"
     ),
-    corpus_cache: Annotated[
-        Path | None,
-        typer.Option(help="Where corpora stand, e.g. demo/corpus; default: the cache folder."),
+    corpus_cache: CorpusCache = None,
+    task_file: Annotated[
+        Path | None, typer.Option(help="The file of pairs, if the circuit's own is gone.")
     ] = None,
     text: Annotated[
         bool, typer.Option(help="Show where in text each node is highest and lowest.")
@@ -40,7 +54,9 @@ def view(
         bool, typer.Option(help="Serve the page on this machine and open it in a browser.")
     ] = True,
     port: Annotated[int, typer.Option(help="On this port; 0 takes a free one.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    quiet: Quiet = False,
 ) -> None:
     """Look at a circuit: make its page, serve it on this machine, open it.
 
@@ -58,25 +74,20 @@ def view(
     """
     from tl_sparse import viewer
 
-    try:
-        if circuit is None:
-            _refuse_folder(model)
-            out = model
-        else:
-            about = {"corpus_cache": corpus_cache, "text": text, "progress": not quiet}
-            pages = [_scene(model, circuit, audit, **about)]
-            if other is not None:
-                pages.append(_scene(other_model or model, other, other_audit, **about))
-            viewer.write_viewer(out, *pages)
-            say(f"Written to {out}.")
-        if serve:
-            viewer.serve(out, port=port, say=say)
-    except KeyboardInterrupt:
-        errors.print("Stopped before the page was there; nothing was written.")
-        raise typer.Exit(130) from None
-    except (ValueError, OSError) as error:
-        errors.print(f"Error: {error}", markup=False)
-        raise typer.Exit(1) from None
+    if circuit is None:
+        _refuse_folder(model)
+        out = model
+    else:
+        check_file(out)
+        about = {"cache": corpus_cache, "task": task_file, "text": text, "device": device}
+        about["progress"] = not quiet
+        pages = [_scene(model, circuit, audit, **about)]
+        if other is not None:
+            pages.append(_scene(other_model or model, other, other_audit, **about))
+        viewer.write_viewer(out, *pages)
+        say(f"Written to {out}.")
+    if serve:
+        viewer.serve(out, port=port, say=say)
 
 
 def _refuse_folder(page: Path) -> None:
@@ -92,21 +103,21 @@ def _scene(
     path: Path,
     audit: Path | None,
     *,
-    corpus_cache: Path | None,
+    cache: Path | None,
+    task: Path | None,
     text: bool,
+    device: str,
     progress: bool,
 ) -> Any:
-    from tl_sparse import tasks, viewer
+    from tl_sparse import viewer
     from tl_sparse.auditing import AuditReport
     from tl_sparse.circuit import Circuit
-    from tl_sparse.model import HookedSparseTransformer
 
     circuit = Circuit.load(path)
     report = None if audit is None else AuditReport.load(audit)
-    model = HookedSparseTransformer.load(folder)
-    if model.tokenizer is None:
-        raise ValueError("The model has no tokenizer, and tasks are made for one.")
-    task = tasks.get(circuit.task, tokenizer=model.tokenizer, max_tokens=model.cfg.n_ctx)
+    model = open_for_tasks(folder, device=device)
+    name = task_again(circuit.provenance, circuit.task, task)
+    found = open_task(name, model.tokenizer, max_tokens=model.cfg.n_ctx)
     needed = text or circuit.ablation == "resample_corpus"
-    corpus = _corpus_of(model, corpus_cache, progress=progress) if needed else None
-    return viewer.scene(model, circuit, task, corpus, report, progress=progress)
+    corpus = training_text(model, cache, progress=progress) if needed else None
+    return viewer.scene(model, circuit, found, corpus, report, progress=progress)
