@@ -311,7 +311,13 @@ def loaded_after(statement: str) -> set[str]:
 
 def test_importing_the_package_leaves_heavy_libraries_alone():
     # `datasets` is loaded by TransformerLens itself; ours are the imports that `violations` checks.
-    assert loaded_after(f"import {PACKAGE}").isdisjoint({"sae_lens", "plotly"})
+    assert loaded_after(f"from {PACKAGE} import *").isdisjoint({"sae_lens", "plotly"})
+
+
+def test_the_command_line_shows_its_help_without_torch():
+    heavy = {"torch", "transformer_lens", "transformers", "datasets", "numpy", "tokenizers"}
+    assert loaded_after(f"import {PACKAGE}.cli").isdisjoint(heavy)
+    assert heavy <= loaded_after(f"from {PACKAGE} import train")
 
 
 def test_the_light_import_check_can_fail():
