@@ -146,7 +146,7 @@ def test_texts_come_from_files_folders_and_saved_datasets(tmp_path):
     Dataset.from_dict({"body": ["a", "b"]}).save_to_disk(str(tmp_path / "rows"))
     rows = PathTexts([tmp_path / "rows"], column="body")
     assert (rows.n_files, [d.text for d in rows]) == (None, ["a", "b"])
-    split = DatasetDict(test=Dataset.from_dict({"text": ["a"]}))
+    split = DatasetDict({"test": Dataset.from_dict({"text": ["a"]})})
     split.save_to_disk(str(tmp_path / "splits"))
     with pytest.raises(ValueError, match=r"has the splits test and no train\. Name the folder"):
         PathTexts([tmp_path / "splits"])

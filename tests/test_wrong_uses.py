@@ -65,15 +65,15 @@ USAGE = [
 
 ERRORS = [
     # models
-    (f"prune nowhere {TASK}", "The model nowhere is not there. `tl-sparse train --out"),
-    (f"prune book.txt {TASK}", "The model book.txt is a file, and a model is a folder"),
+    (f"prune nowhere {TASK}", "no folder nowhere to load a model from. `tl-sparse train --out"),
+    (f"prune book.txt {TASK}", "book.txt is a file, and a model is a folder"),
     (f"prune pages {TASK}", "config.json is missing or damaged"),
     (f"prune cut {TASK}", "model.safetensors is damaged or was cut short"),
     (f"prune scribbled {TASK}", "config.json is missing or damaged"),
     (f"prune bare {TASK}", "The model has no tokenizer, and tasks are made for one. Save it with"),
-    ("tasks --model nowhere", "The model nowhere is not there"),
+    ("tasks --model nowhere", "There is no folder nowhere to load a model from"),
     ("tasks --model bare", "The model has no tokenizer"),
-    ("info nowhere", "The model nowhere is not there"),
+    ("info nowhere", "There is no folder nowhere to load a model from"),
     # tasks
     ("prune model whale", "There is no task 'whale'; there are: single_double_quote"),
     ("tasks whale", "There is no task 'whale'"),
@@ -222,7 +222,7 @@ def place(tokenizer, tmp_path_factory):
 def tiny() -> list[str]:
     """Flags of a training that takes a second."""
     size = "--preset tiny --layers 1 --width 16 --context 16 --vocab 300 --tokens 1024 --quiet"
-    return size.split()
+    return [str(word) for word in size.split()]
 
 
 def command(line: str, place: Path) -> SimpleNamespace:
@@ -385,4 +385,4 @@ def test_debug_shows_where_an_expected_error_came_from(place, monkeypatch):
     done = command("--debug info nowhere", place)
     assert done.code == 1
     assert "Traceback (most recent call last)" in done.err
-    assert done.err.splitlines()[-1].startswith("Error: The model nowhere is not there")
+    assert done.err.splitlines()[-1].startswith("Error: There is no folder nowhere")
