@@ -322,5 +322,11 @@ def test_importing_the_package_loads_nothing_that_its_host_does_not_load():
     assert loaded_after(statement, after=f"import {HOST}") == {PACKAGE}
 
 
+def test_the_command_line_shows_its_help_without_torch():
+    heavy = {"torch", "transformer_lens", "transformers", "datasets", "numpy", "tokenizers"}
+    assert loaded_after(f"import {PACKAGE}.cli").isdisjoint(heavy)
+    assert heavy <= loaded_after(f"from {PACKAGE} import train")
+
+
 def test_the_light_import_check_can_fail():
     assert "plotly" in loaded_after("import plotly")

@@ -80,8 +80,10 @@ def open_model(folder: Path, *, device: str = "cpu") -> "HookedSparseTransformer
     """
     place = model_folder(folder)
     if not place.is_dir():
-        what = "a file, and a model is a folder" if place.exists() else "not there"
-        raise ValueError(f"The model {folder} is {what}. `tl-sparse train --out FOLDER` makes one.")
+        what = f"There is no folder {folder} to load a model from"
+        if place.exists():
+            what = f"{folder} is a file, and a model is a folder"
+        raise ValueError(f"{what}. `tl-sparse train --out FOLDER` makes one.")
     device = device_of(device)
     from tl_sparse.model import HookedSparseTransformer
 

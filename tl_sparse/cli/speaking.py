@@ -1,7 +1,7 @@
 """How the commands speak: results to stdout, everything else to stderr, a line each."""
 
 import json
-from typing import IO, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -49,7 +49,7 @@ def _finite(value: Any) -> Any:
 class Lines:
     """A stream that gives each drawing of a progress bar a line of its own, for files and pipes."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.after_bar = False
 

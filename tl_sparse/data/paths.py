@@ -66,15 +66,16 @@ class PathTexts:
         column: str = "text",
         undecodable: Undecodable = "error",
     ) -> None:
-        self.column, self.undecodable = column, undecodable
+        self.column = column
+        self.undecodable: Undecodable = undecodable
         self.parts = [_part(Path(path).expanduser(), pattern) for path in paths]
 
     @property
     def n_files(self) -> int | None:
         """Number of files; None where a dataset is among the paths."""
-        if any(files is None for _, files in self.parts):
-            return None
-        return sum(len(files) for _, files in self.parts)
+        counts = [None if files is None else len(files) for _, files in self.parts]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     def __iter__(self) -> Iterator[Document]:
         if self.n_files is not None and self.n_files < FEW:
