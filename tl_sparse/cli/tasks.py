@@ -169,4 +169,5 @@ def _scores(model: "HookedSparseTransformer") -> "list[TaskScore]":
     from tl_sparse.tasks import names
 
     every: Any = task_scores(model)
-    return list(track(every, "tasks", total=len(names()), console=errors, transient=True))
+    shown = {"console": errors, "transient": True, "disable": not errors.is_terminal}
+    return list(track(every, "tasks", total=len(names()), **shown))
