@@ -35,8 +35,11 @@ def task_scores(
     names: Sequence[str] | None = None,
     *,
     min_accuracy: float = PruningConfig.min_accuracy,
+    n_examples: int | None = None,
 ) -> Iterator[TaskScore]:
     """Score a model on tasks by name, one by one; by default on all that there are.
+
+    `n_examples` takes so many test pairs of each, spread evenly, instead of all.
 
     Raises:
         ValueError: If the model has no tokenizer, or there is no task of a name.
@@ -49,7 +52,7 @@ def task_scores(
         except ValueError as error:
             yield TaskScore(name=spec.name, why_not=_in_short(str(error)))
             continue
-        loss, accuracy = evaluate(model, task, "test")
+        loss, accuracy = evaluate(model, task, "test", n_examples=n_examples)
         passes = accuracy >= min_accuracy
         yield TaskScore(name=spec.name, loss=loss, accuracy=accuracy, passes=passes)
 
