@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+CHROMIUM ?= chromium
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # Small models wake their threads often: spinning a little saves a quarter of the time on idle cores,
@@ -20,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host check bench docs clean
+.PHONY: help demo test browser test-browser test-host check bench docs clean
 
 help:  ## list these commands
 	@echo "tl_sparse: weight-sparse transformers and their circuits."
@@ -32,6 +33,14 @@ demo: $(STAMP)  ## text -> sparse model -> circuit, in demo/ (stages that are th
 
 test: $(STAMP)  ## the tests and the docstring examples, in two processes (PYTEST_ARGS="" for one)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-browser: browser  ## the viewer's tests in Chromium (installs it with apt if it is not there, as root)
+	TL_SPARSE_CHROMIUM="$$(command -v $(CHROMIUM))" $(BIN)/python -m pytest tests/test_browser.py
+
+browser: $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt playwright
+	@command -v $(CHROMIUM) >/dev/null || { apt-get update -q && timeout 400 apt-get install -q -y $(CHROMIUM); } >/dev/null 2>&1 || true
+	@command -v $(CHROMIUM) >/dev/null || { echo "No $(CHROMIUM) is here, and none could be installed (apt-get install $(CHROMIUM))."; exit 1; }
 
 test-host: $(STAMP)  ## TransformerLens' own tests with our class in place of theirs (10 minutes; needs PyPI)
 	$(BIN)/python tests/host_suite.py

@@ -3,10 +3,10 @@
     tl-sparse sweep figure2 --preset laptop --seeds 0 --folder results/replication --workers 2
     python examples/make_zoo.py --seed 0
 
-Takes the main sparse model and the dense one of nearest validation loss, rounds their bigram tables
-to half precision (so that the pair is small; nothing else is changed), and prunes and audits every
-task of the paper that they do, on the rounded models. What is found is kept in the work folder, and
-a second run goes on from there.
+Takes the main sparse model and the dense one of nearest validation loss, with the circuits that the
+sweep found in them, and rounds their bigram tables to half precision, so that the pair is small.
+The table adds to the logits alone: the nodes' values, and the circuits' references, stay what they
+are. Losses are measured again, and every circuit is audited on the rounded model.
 """
 
 import argparse
@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from tl_sparse import AuditConfig, Circuit, HookedSparseTransformer, audit, prune, references, zoo
+from tl_sparse import AuditConfig, Circuit, HookedSparseTransformer, audit, only_circuit, zoo
 from tl_sparse.auditing import AuditReport
 from tl_sparse.checkpoints import versions
-from tl_sparse.config import PruningConfig
 from tl_sparse.data import Corpus
-from tl_sparse.pruning import TaskGateError, UnreachableTargetError, evaluate
-from tl_sparse.sweeps import FIGURES, PRESETS, ModelCell, Store
+from tl_sparse.pruning import evaluate
+from tl_sparse.sites import model_hash
+from tl_sparse.sweeps import FIGURES, PRESETS, CircuitCell, ModelCell, Store
 from tl_sparse.sweeps.results import Finished
-from tl_sparse.tasks import PAPER_TASKS, get
+from tl_sparse.tasks import PAPER_TASKS, Task, get
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="python-tiny")
     parser.add_argument("--out", type=Path, default=ROOT / "tl_sparse" / "zoo")
-    parser.add_argument("--work", type=Path, default=Path("zoo-work"))
+    parser.add_argument("--work", type=Path, default=ROOT / "results" / "zoo")
     args = parser.parse_args()
     preset, store = replace(PRESETS[args.preset], seeds=(args.seed,)), Store(args.folder)
     text = preset.text(store.text_folder)
@@ -49,8 +49,10 @@ def main() -> None:
     models, circuits, audits, losses = {}, {}, {}, {}
     for arm, cell in (("sparse", sparse), ("control", control)):
         model = rounded(store, cell)
-        found = circuits_of(model, corpus, args.work / arm, args.seed)
-        models[arm], circuits[arm], audits[arm] = model, *found
+        models[arm] = model
+        circuits[arm] = {c.task: carried_over(c, store, model) for c in done.tried(cell)}
+        circuits[arm] = {name: each for name, each in circuits[arm].items() if each is not None}
+        audits[arm] = audited(model, circuits[arm], corpus, args.work, args.seed)
         losses[arm] = {"validation_loss": done.loss(cell), "width": cell.width, "key": cell.key}
     card = {
         "command": f"tl-sparse sweep figure2 --preset {args.preset} --seeds {args.seed}; "
@@ -75,29 +77,46 @@ def rounded(store: Store, cell: ModelCell) -> HookedSparseTransformer:
     return model
 
 
-def circuits_of(
-    model: HookedSparseTransformer, corpus: Corpus, work: Path, seed: int
-) -> tuple[dict[str, Circuit], dict[str, AuditReport]]:
-    """Prune and audit every task that the model does, or open what was found before."""
-    circuits, audits = {}, {}
-    refs = references(model, corpus, 2**18)
-    for name in PAPER_TASKS:
-        kept, kept_audit = work / f"{name}.json", work / f"{name}.audit.json"
-        task = get(name, tokenizer=model.tokenizer)
-        if not kept.is_file() or Circuit.load(kept).model_hash != refs.model_hash:
-            try:
-                circuit = prune(model, task, refs, PruningConfig(seed=seed))
-            except (TaskGateError, UnreachableTargetError) as error:
-                print(f"{name}: {error}", flush=True)
-                continue
-            if circuit.nodes:
-                audit(model, circuit, task, corpus, AuditConfig(seed=seed)).save(kept_audit)
-            circuit.save(kept)
-        circuits[name] = Circuit.load(kept)
-        if circuits[name].nodes:
-            audits[name] = AuditReport.load(kept_audit)
-        print(f"{name}: {circuits[name].n_edges} edges", flush=True)
-    return circuits, audits
+def carried_over(cell: CircuitCell, store: Store, model: HookedSparseTransformer) -> Circuit | None:
+    """Take a circuit that was found before the rounding, and measure its losses again."""
+    path = store.place(cell.model) / "circuits" / f"{cell.key}.json"
+    if not path.is_file():
+        return None
+    circuit = replace(Circuit.load(path), model_hash=model_hash(model))
+    task = get(cell.task, tokenizer=model.tokenizer)
+    return replace(circuit, losses=losses_of(model, circuit, task))
+
+
+def losses_of(model: HookedSparseTransformer, circuit: Circuit, task: Task) -> dict[str, float]:
+    """Measure what `prune` notes of a circuit."""
+    losses = {}
+    for split in ("validation", "test"):
+        losses[f"model_{split}"], accuracy = evaluate(model, task, split)
+        with only_circuit(model, circuit):
+            losses[split], alone = evaluate(model, task, split)
+    return losses | {"model_test_accuracy": accuracy, "test_accuracy": alone}
+
+
+def audited(
+    model: HookedSparseTransformer,
+    circuits: dict[str, Circuit],
+    corpus: Corpus,
+    work: Path,
+    seed: int,
+) -> dict[str, AuditReport]:
+    """Audit every circuit that has a node; reports are kept in the work folder."""
+    found = {}
+    for name, circuit in circuits.items():
+        if not circuit.nodes:
+            continue
+        kept = work / f"{circuit.model_hash[:12]}-{name}.json"
+        if not kept.is_file():
+            task = get(name, tokenizer=model.tokenizer)
+            config = replace(AuditConfig.quick(), seed=seed)
+            audit(model, circuit, task, corpus, config).save(kept)
+        found[name] = AuditReport.load(kept)
+        print(f"{name}: {circuit!r}", flush=True)
+    return found
 
 
 def accuracies(model: HookedSparseTransformer) -> dict[str, float]:

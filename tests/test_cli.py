@@ -21,7 +21,9 @@ TASK = "single_double_quote"
 
 def run(*arguments) -> SimpleNamespace:
     result = CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "100"})
-    return SimpleNamespace(code=result.exit_code, text=" ".join(result.output.split()))
+    texts = (result.output, result.stdout, result.stderr)
+    text, out, err = (" ".join(text.split()) for text in texts)
+    return SimpleNamespace(code=result.exit_code, text=text, out=out, err=err)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,8 @@ def test_the_list_of_tasks_with_a_model_shows_its_scores(folder, model, monkeypa
     assert shown.code == 0
     assert f"{TASK} {score.loss:.3f} {score.accuracy:.1%} fails" in shown.text
     assert "ioi_text: not for this tokenizer; finds fewer than 8 of the words" in shown.text
-    assert shown.text.endswith("0 of 1 pass the gate")
+    assert shown.out.endswith("0 of 1 pass the gate")
+    assert "Next: train longer or wider" in shown.err
     missing = run("tasks", "--model", folder / "nothing")
     assert (missing.code, missing.text[:6]) == (1, "Error:")
 
@@ -173,7 +176,8 @@ def test_auditing_from_the_command_line_writes_the_report_of_the_call(
 
 def test_stopping_keeps_what_there_is(folder, corpus, quick, tmp_path, monkeypatch):
     out = tmp_path / "c.json"
-    options = ["--corpus-cache", corpus[1], "--reference-tokens", 64, "--quiet", "--out", out]
+    options = ["--corpus-cache", corpus[1], "--reference-tokens", 64, "--quiet", "--force"]
+    options += ["--out", out]
 
     def stop(*arguments, **keywords):
         raise KeyboardInterrupt
@@ -187,7 +191,7 @@ def test_stopping_keeps_what_there_is(folder, corpus, quick, tmp_path, monkeypat
     kept = replace(circuit, provenance={"interrupted": True})
     monkeypatch.setattr("tl_sparse.pruning.prune", lambda *a, **k: kept)
     assert "the smallest circuit so far" in run("prune", folder, TASK, *options).text
-    assert Circuit.load(out).provenance == {"interrupted": True}
+    assert Circuit.load(out).provenance["interrupted"] is True
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,23 @@ def test_another_recipe_in_the_same_folder_is_refused(finished):
         run_demo(folder, other, progress=False)
 
 
+def test_a_quick_run_goes_through_every_stage_and_says_that_it_is_no_result(tmp_path, monkeypatch):
+    quick = DemoSettings.quick(seed=3)
+    assert quick.seed == 3
+    less = replace(TRAINING, n_tokens=4 * 8 * 128)
+    tiny = replace(quick, n_characters=600_000, sparse_training=less, dense_training=less)
+    monkeypatch.setattr(DemoSettings, "quick", lambda *, seed: replace(tiny, seed=seed))
+    arguments = ["demo", "--quick", "--quiet", "--folder", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    said = " ".join(done.output.split())
+    assert done.exit_code == 0, said
+    assert "A smoke run: it shows that every stage works." in said
+    page = (tmp_path / "quick/index.html").read_text(encoding="utf-8")
+    assert page.count("A smoke run: it shows that every stage works.") == 1
+    rows = json.loads((tmp_path / "quick/summary.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["sparse", "dense, equal width"]
+
+
 def test_the_command_line_teaches_and_reports_errors_in_one_line(finished, tmp_path):
     folder, _ = finished
     runner = CliRunner()

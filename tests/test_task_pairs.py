@@ -575,7 +575,7 @@ def test_the_page_of_the_docs_is_what_the_code_writes(tokenizer):
 def test_the_command_line_lists_tasks_and_shows_pairs(tokenizer, monkeypatch):
     monkeypatch.setattr(catalog, "sample_tokenizer", lambda: tokenizer)
     runner = CliRunner()
-    listed = runner.invoke(app, ["tasks"]).output
+    listed = runner.invoke(app, ["tasks"]).stdout
     assert [line.split()[0] for line in listed.splitlines()] == list(tasks.names())
     assert "for_while                   go on with `in` behind `for`" in listed
     shown = runner.invoke(app, ["tasks", "for_while"]).output

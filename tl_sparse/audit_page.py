@@ -13,7 +13,7 @@ from typing import Any
 
 from tl_sparse.auditing import CLAIMS, AuditReport, Claim, Finding
 from tl_sparse.auditing.findings import Effect
-from tl_sparse.curves import draw_curves
+from tl_sparse.curves import by_figure, draw_curves
 from tl_sparse.files import write_text
 from tl_sparse.markup import details, document, fragment, numbers, shown, table
 from tl_sparse.wording import escape
@@ -137,13 +137,9 @@ def _number(value: float) -> str:
 
 def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Draw the curves; those named "x, y" on a figure for each x."""
-    figures: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
-    for name, points in curves.items():
-        x, comma, y = name.rpartition(", ")
-        figures.setdefault(x if comma else "x", {})[y] = points
     drawn = [
         draw_curves(some, x_label=x, y_label=next(iter(some)) if len(some) == 1 else "value")
-        for x, some in figures.items()
+        for x, some in by_figure(curves).items()
     ]
     return f'<div class="curves">{"".join(drawn)}</div>'
 

@@ -94,6 +94,12 @@ class Circuit:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Settings, seeds, hashes and versions; JSON values only."""
 
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What a person calls nodes, by `str(node)`: "the quote that opened"."""
+
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Names of groups that a person put nodes into, by `str(node)`."""
+
     def __post_init__(self) -> None:
         nodes = tuple(sorted(self.nodes, key=lambda n: (n.site.order, n.channel)))
         object.__setattr__(self, "nodes", nodes)
@@ -107,6 +113,12 @@ class Circuit:
                 raise ValueError(f"The edge {edge} joins a node that is not in the circuit.")
         if self.resamples and self.references:
             raise ValueError(f"Under {self.ablation!r} nodes have no constant reference values.")
+        unknown = sorted({*self.labels, *self.groups} - {str(node) for node in nodes})
+        if unknown:
+            raise ValueError(
+                f"A label or group is for a node of the circuit, by its name; {unknown[0]!r} is "
+                "none of them."
+            )
         for node in () if self.resamples else nodes:
             if not 0 <= node.channel < len(self.references.get(node.site, ())):
                 raise ValueError(f"There is no reference value for the node {node}.")
@@ -259,6 +271,12 @@ class Circuit:
             elif ends == ("q", "k") and source.site.layer == target.site.layer:
                 yield source, target, "qk"
 
+    def _repr_html_(self) -> str:
+        """Give what notebooks show: sizes, losses and the drawing."""
+        from tl_sparse.displays import circuit_fragment
+
+        return circuit_fragment(self)
+
     def __repr__(self) -> str:
         """One line: size, task and losses."""
         loss = self.losses.get("test", math.nan)
@@ -291,6 +309,7 @@ class Circuit:
             "references": {str(site): list(values) for site, values in self.references.items()},
             "provenance": dict(self.provenance),
         }
+        data |= {k: dict(v) for k in ("labels", "groups") if (v := getattr(self, k))}
         return json.dumps(data, indent=1, allow_nan=False)
 
     @classmethod
@@ -331,6 +350,8 @@ class Circuit:
                 n_interface=int(data["n_interface"]),
                 n_biases=int(data["n_biases"]),
                 provenance=data["provenance"],
+                labels=_read_names(data.get("labels", {})),
+                groups=_read_names(data.get("groups", {})),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"The circuit file is damaged: {error!r}.") from None
@@ -357,7 +378,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _number(value: float | None) -> float:
+def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
@@ -365,5 +386,9 @@ def _read_curve(data: list[Any]) -> tuple[tuple[int, float], ...]:
     return tuple((int(n), float(loss)) for n, loss in data)
 
 
-def _read_references(data: Mapping[str, list[float]]) -> dict[Site, tuple[float, ...]]:
+def _read_names(data: Mapping[str, str]) -> dict[str, str]:
+    return {str(node): str(name) for node, name in data.items()}
+
+
+def _read_references(data: Mapping[str, list[Any]]) -> dict[Site, tuple[float, ...]]:
     return {Site.parse(site): tuple(map(float, values)) for site, values in data.items()}

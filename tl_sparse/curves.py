@@ -74,6 +74,22 @@ def draw_curves(
     )
 
 
+def by_figure(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+) -> dict[str, dict[str, Sequence[tuple[float, float]]]]:
+    """Sort an audit's curves by what lies across: those named "x, y" go together for each x.
+
+    Examples:
+        >>> by_figure({"edges, loss": [(1, 0.5)], "edges, accuracy": [(1, 0.9)]}).keys()
+        dict_keys(['edges'])
+    """
+    figures: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
+    for name, points in curves.items():
+        x, comma, y = name.rpartition(", ")
+        figures.setdefault(x if comma else "x", {})[y] = points
+    return figures
+
+
 def _height(value: float, ticks: Sequence[float], logarithmic: bool) -> float:
     """Give where a value lies between the first tick, 0, and the last, 1."""
     scale = math.log if logarithmic else float

@@ -41,6 +41,12 @@ from tl_sparse.presets import (
     DEMO_WIDTH,
     DENSE_SPARSITY,
     DENSE_TRAINING,
+    QUICK_AUDIT,
+    QUICK_DENSE_TRAINING,
+    QUICK_PRUNING,
+    QUICK_SPARSITY,
+    QUICK_TRAINING,
+    QUICK_WIDTH,
     demo_shape,
 )
 from tl_sparse.pruning import TaskGateError, UnreachableTargetError, prune
@@ -50,6 +56,13 @@ from tl_sparse.tasks import PairTask
 from tl_sparse.training import train
 
 TASK = "single_double_quote"
+
+SMOKE = (
+    "A smoke run: it shows that every stage works. The models saw so little text that they may not "
+    "do the task, and nothing is to be learned from these circuits and numbers. `tl-sparse demo` "
+    "without --quick is the demo."
+)
+"""What a quick run says of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +88,24 @@ class DemoSettings:
     """Tokens over which the nodes' means are measured."""
     audit: AuditConfig | None = field(default_factory=AuditConfig.quick)
     """How much work the audits of the circuits do; None leaves them out."""
+    note: str = ""
+    """What the page says first, and the closing lines last: what a reader must know of this run."""
+
+    @classmethod
+    def quick(cls, *, seed: int = 0) -> "DemoSettings":
+        """Give a smoke run: every stage on tiny models, in about a minute, and no result."""
+        return cls(
+            seed=seed,
+            n_characters=1_200_000,
+            width=QUICK_WIDTH,
+            sparsity=QUICK_SPARSITY,
+            sparse_training=QUICK_TRAINING,
+            dense_training=QUICK_DENSE_TRAINING,
+            pruning=QUICK_PRUNING,
+            n_reference_tokens=2**14,
+            audit=QUICK_AUDIT,
+            note=SMOKE,
+        )
 
 
 def arm_specs(settings: DemoSettings) -> tuple[ArmSpec, ArmSpec]:
@@ -146,7 +177,7 @@ def run_demo(
                 _audit_arm(result, result.circuit, task, corpus, settings, place, progress)
     with clock.stage("draw the page"):
         _write_results(folder, settings, results, task, corpus)
-    for line in closing_lines(folder, results, task):
+    for line in (*closing_lines(folder, results, task), *filter(None, [settings.note])):
         say(line)
     return results
 
@@ -317,6 +348,7 @@ def _write_results(
         title="How two transformers close a string",
         arms=arms,
         rows=table(results),
+        lead=[settings.note] if settings.note else (),
     )
 
 

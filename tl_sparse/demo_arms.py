@@ -100,7 +100,8 @@ def closing_lines(folder: Path, results: list[ArmResult], task: PairTask) -> Ite
     for result in results[1:]:
         if sparse.circuit is not None and result.circuit is not None and sparse.circuit.n_edges:
             ratio = result.circuit.n_edges / sparse.circuit.n_edges
-            yield f"{result.spec.title}: {ratio:.0f} times as many edges as the sparse model."
+            times = f"{ratio:.0f}" if ratio >= 2 else f"{ratio:.2g}"
+            yield f"{result.spec.title}: {times} times as many edges as the sparse model."
     yield from _audit_lines(results)
     yield f"Open {folder / 'index.html'} in a browser."
 

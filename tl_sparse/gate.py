@@ -13,6 +13,7 @@ from transformer_lens import HookedTransformer
 from tl_sparse import tasks
 from tl_sparse.config import PruningConfig
 from tl_sparse.pruning import evaluate
+from tl_sparse.pruning.others import check_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,25 @@ def task_scores(
         except ValueError as error:
             yield TaskScore(name=spec.name, why_not=_in_short(str(error)))
             continue
-        loss, accuracy = evaluate(model, task, "test", n_examples=n_examples)
-        passes = accuracy >= min_accuracy
-        yield TaskScore(name=spec.name, loss=loss, accuracy=accuracy, passes=passes)
+        yield task_score(model, task, min_accuracy=min_accuracy, n_examples=n_examples)
+
+
+def task_score(
+    model: HookedTransformer,
+    task: tasks.PairTask,
+    *,
+    min_accuracy: float = PruningConfig.min_accuracy,
+    n_examples: int | None = None,
+) -> TaskScore:
+    """Score a model on one task, which may be your own, on all of its test pairs or some.
+
+    Raises:
+        ValueError: If a prompt is longer than the model can read.
+    """
+    check_lengths(model, task)
+    loss, accuracy = evaluate(model, task, "test", n_examples=n_examples)
+    passes = accuracy >= min_accuracy
+    return TaskScore(name=task.name, loss=loss, accuracy=accuracy, passes=passes)
 
 
 def _in_short(message: str) -> str:

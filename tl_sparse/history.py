@@ -31,6 +31,12 @@ class History:
         """Give one quantity of every record."""
         return [record[name] for record in self.records]
 
+    def _repr_html_(self) -> str:
+        """Give what notebooks show: where it ended, and its curves."""
+        from tl_sparse.displays import history_fragment
+
+        return history_fragment(self)
+
     def __repr__(self) -> str:
         """One line."""
         return f"History({self.n_tokens:,} tokens, validation loss {self.validation_loss:.3f})"

@@ -20,8 +20,8 @@ def document(title: str, body: str) -> str:
 def fragment(body: str) -> str:
     """Give HTML, style included, that leaves the page around it as it is; the body is HTML."""
     # Nested rules (CSS nesting) hold inside the fragment alone.
-    style = f".tl-sparse{{{_LIGHT}{_BOX}{_RULES}}}@media(prefers-color-scheme:dark){{"
-    return f'<div class="tl-sparse"><style>{style}.tl-sparse{{{_DARK}}}}}</style>\n{body}</div>'
+    style = f".tl-sparse{{{LIGHT}{_BOX}{_RULES}}}@media(prefers-color-scheme:dark){{"
+    return f'<div class="tl-sparse"><style>{style}.tl-sparse{{{DARK}}}}}</style>\n{body}</div>'
 
 
 def section(title: str, body: str) -> str:
@@ -98,17 +98,23 @@ def shown(value: Any) -> str:
     return escape(str(value))
 
 
-_LIGHT = """
+PALETTE = ("#1565b8", "#b84f00", "#00795c", "#a3357f", "#6b5b00", "#565d66")
+"""The colours of curves on white, told apart by colour-blind readers too: blue, orange, ..."""
+
+_PLAIN = """
 color-scheme:light dark;--paper:#fff;--ink:#16191d;--soft:#565d66;--line:#8b929b;
 --band:#f2f4f7;--positive:#1565b8;--negative:#b84f00;--warn:#fff4e0;--warn-line:#b84f00;
---c0:#1565b8;--c1:#b84f00;--c2:#00795c;--c3:#a3357f;--c4:#6b5b00;--c5:#565d66;
 """
 
-_DARK = """
+LIGHT = _PLAIN + "".join(f"--c{i}:{colour};" for i, colour in enumerate(PALETTE))
+"""The colours on a light ground, as CSS variables."""
+
+DARK = """
 --paper:#14171b;--ink:#e8eaed;--soft:#a9b1bb;--line:#737b86;
 --band:#1e2329;--positive:#6db3ff;--negative:#ff9d4d;--warn:#33260f;--warn-line:#ff9d4d;
 --c0:#6db3ff;--c1:#ff9d4d;--c2:#3fd0a4;--c3:#f08fd0;--c4:#e0d060;--c5:#a9b1bb;
 """
+"""The colours on a dark ground."""
 
 _RULES = """
 *{box-sizing:border-box}
@@ -171,7 +177,7 @@ background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif;padd
 overflow-wrap:anywhere;
 """
 
-STYLE = f":root{{{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}{_BODY}{_RULES}"
+STYLE = f":root{{{LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}{_BODY}{_RULES}"
 """The CSS of a page: light and dark, without an address in it."""
 
 _PAGE = """<!DOCTYPE html>

@@ -6,10 +6,10 @@ CPU cores train a pair of models within the demo's quarter of an hour.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tl_sparse.config import PruningConfig, SparsityConfig, TrainingConfig
+from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 
 FLOAT32_EPS = 1.1920928955078125e-07
 """The epsilon of the reference's norm; TransformerLens' default would be 1e-5."""
@@ -71,3 +71,53 @@ PLAIN_ADAM = replace(
 
 DEMO_PRUNING = PruningConfig()
 """How both arms of the demo are pruned."""
+
+QUICK_WIDTH = 32
+QUICK_TRAINING = replace(DEMO_TRAINING, n_tokens=131_072, eval_every=64, n_eval_windows=16)
+QUICK_DENSE_TRAINING = replace(QUICK_TRAINING, learning_rate=DENSE_TRAINING.learning_rate)
+QUICK_SPARSITY = replace(DEMO_SPARSITY, weight_density=0.1)
+QUICK_PRUNING = PruningConfig(n_steps=30, n_edge_steps=30, exchange=False, min_accuracy=0.0)
+"""No gate: in a smoke run the pruner has to run on a model that can't do the task, too."""
+QUICK_AUDIT = AuditConfig(
+    n_random=4, n_subsets=2, n_adversarial_steps=4, n_examples=8, max_edges=4, batch_size=8
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A model to train, all of it but the text."""
+
+    n_layers: int = 2
+    width: int = DEMO_WIDTH
+    """d_model; there are ceil(width / 16) heads, and d_mlp is 4 x width."""
+    n_ctx: int = 128
+    vocab_size: int = DEMO_VOCABULARY
+    """Tokens of the tokenizer that is trained on the text."""
+    n_characters: int = 24_000_000
+    """Of the default text, where no other is given."""
+    sparsity: SparsityConfig = DEMO_SPARSITY
+    training: TrainingConfig = DEMO_TRAINING
+
+    def shape(self, d_vocab: int, *, device: str = "cpu") -> dict[str, Any]:
+        """Give the HookedTransformerConfig as a dict."""
+        shape = demo_shape(d_vocab, width=self.width, seed=self.training.seed)
+        return shape | {"n_layers": self.n_layers, "n_ctx": self.n_ctx, "device": device}
+
+
+RECIPES: dict[str, Recipe] = {
+    "tiny": Recipe(
+        width=64, n_ctx=64, vocab_size=512, n_characters=2_000_000,
+        sparsity=replace(DEMO_SPARSITY, weight_density=0.1),
+        training=replace(DEMO_TRAINING, n_tokens=400_000),
+    ),
+    "demo": Recipe(),
+    "gpu": Recipe(
+        n_layers=4, width=512, n_ctx=256, vocab_size=2048, n_characters=200_000_000,
+        training=replace(
+            DEMO_TRAINING, n_tokens=400_000_000, batch_size=64, learning_rate=0.0128,
+            precision="bf16",
+        ),
+    ),
+}  # fmt: skip
+"""What `tl-sparse train --preset` takes: `tiny` is a look, well under a minute on an idle core;
+`demo` is the demo's sparse model, some minutes on two; `gpu` is for one GPU and hours, untried."""

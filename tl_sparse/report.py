@@ -14,19 +14,13 @@ from typing import Any
 from tl_sparse.audit_page import audit_section
 from tl_sparse.auditing import AuditReport
 from tl_sparse.circuit import Circuit
-from tl_sparse.curves import draw_curves
+from tl_sparse.displays import LEGEND, NOT_AUDITED, training_curves
 from tl_sparse.drawing import draw_circuit
 from tl_sparse.files import write_text
 from tl_sparse.history import History
 from tl_sparse.interface import residual_links
 from tl_sparse.markup import details, document, numbers, section, table, warning
 from tl_sparse.wording import Explanation, escape
-
-NOT_AUDITED = (
-    "Not audited. A circuit that reaches the target loss may still compute the task in another way "
-    "than the model does. Circuits are not believed until audited: `tl-sparse audit` tries to "
-    "prove one wrong."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +72,7 @@ def page(
     """Give the page as HTML text."""
     opened = next((arm for arm in arms if arm.circuit or arm.explanation), None)
     none_audited = not any(arm.audit for arm in arms)
+    histories = {arm.name: arm.history for arm in arms if arm.history is not None}
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(words)}</p>" for words in lead),
@@ -85,7 +80,7 @@ def page(
         warning(NOT_AUDITED, strong_first=True) if none_audited else "",
         section("Comparison", table(rows)) if rows else "",
         *(_arm(arm, is_open=arm is opened, warn=not none_audited) for arm in arms),
-        _training(arms),
+        section("Training", training_curves(histories)) if histories else "",
         section("Where this comes from", numbers(provenance)) if provenance else "",
     ]
     return document(title, "\n".join(filter(None, parts)))
@@ -167,28 +162,11 @@ def _figure(arm: Arm) -> str:
             d_head=explanation.d_head,
             d_model=explanation.d_model,
         )
-    return f'<figure><div class="wide" tabindex="0">{svg}</div>{_LEGEND}</figure>'
+    return f'<figure><div class="wide" tabindex="0">{svg}</div>{LEGEND}</figure>'
 
 
 def _by_size(pair: tuple[str, float]) -> float:
     return -abs(pair[1])
-
-
-def _training(arms: Sequence[Arm]) -> str:
-    histories = {arm.name: arm.history for arm in arms if arm.history is not None}
-    if not histories:
-        return ""
-    figures = []
-    for column, label, is_log in (
-        ("validation_loss", "validation loss (nats per token)", False),
-        ("weight_density", "weight density", True),
-    ):
-        curves = {
-            name: [(float(r["tokens"]), float(r[column])) for r in history.records if column in r]
-            for name, history in histories.items()
-        }
-        figures.append(draw_curves(curves, x_label="tokens", y_label=label, log_y=is_log))
-    return section("Training", f'<div class="curves">{"".join(figures)}</div>')
 
 
 _WHAT = """<p>What you see: a task, and for each model the circuit that does it, as far as one was
@@ -196,14 +174,3 @@ found. A circuit is the set of single channels (nodes) and single nonzero weight
 (edges) that is enough for the task; all else is held at a constant. The fewer edges, the more of it
 can be read. Follow a drawing from the left, where tokens come in, to the right, where the answers'
 logits are.</p>"""
-
-_LEGEND = """<figcaption><ul class="legend">
-<li><svg class="circuit" viewBox="0 0 34 10" width="34" height="10" aria-hidden="true"><path
-class="positive" stroke-width="3" d="M1,5H33"/></svg>positive weight (the wider, the larger)</li>
-<li><svg class="circuit" viewBox="0 0 34 10" width="34" height="10" aria-hidden="true"><path
-class="negative" stroke-width="3" d="M1,5H33"/></svg>negative weight</li>
-<li><svg class="circuit" viewBox="0 0 34 10" width="34" height="10" aria-hidden="true"><path
-class="residual" d="M1,5H33"/></svg>same channel of the residual stream, no weight</li>
-<li><svg class="circuit" viewBox="0 0 34 10" width="34" height="10" aria-hidden="true"><path
-class="look" d="M1,5H33"/></svg>q and k choose the positions that v is taken from</li>
-<li>Hn: attention head n</li></ul></figcaption>"""

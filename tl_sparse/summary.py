@@ -28,6 +28,12 @@ class ModelSummary:
     """For each layer, the neurons with no weight in or no weight out: they can't carry anything."""
     d_mlp: int
 
+    def _repr_html_(self) -> str:
+        """Give what notebooks show: the table."""
+        from tl_sparse.displays import summary_fragment
+
+        return summary_fragment(self)
+
     def __repr__(self) -> str:
         """Render the table."""
         lines = [self.title, f"{'parameter':<22} {'shape':>16} {'nonzero':>10} {'density':>9}"]

@@ -5,7 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tl_sparse.cli.speaking import errors, names, say
+from tl_sparse.cli.completing import BENCH_KINDS, BENCH_SIZES, some_of
+from tl_sparse.cli.opening import AsJson, Quiet, check_file
+from tl_sparse.cli.settings import ConfigFile
+from tl_sparse.cli.speaking import names, note, say, say_json, then
 
 
 def bench(
@@ -13,11 +16,16 @@ def bench(
         str | None,
         typer.Option(
             help="What to measure, joined by commas: training, memory, inference, linear, "
-            "projection, abstopk, pruning, audit, compiled. Default: all."
+            "projection, abstopk, pruning, audit, compiled. Default: all.",
+            autocompletion=some_of(BENCH_KINDS),
         ),
     ] = None,
     sizes: Annotated[
-        str, typer.Option(help="Joined by commas: tiny, small, paper, large, wide.")
+        str,
+        typer.Option(
+            help="Joined by commas: tiny, small, paper, large, wide.",
+            autocompletion=some_of(BENCH_SIZES),
+        ),
     ] = "small,paper,large",
     demo: Annotated[
         Path | None,
@@ -36,7 +44,9 @@ def bench(
     out: Annotated[
         Path, typer.Option(help="The file of all raw times; the table goes beside it, as .md.")
     ] = Path("bench.json"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure speed and memory beside a plain PyTorch model, in one run, as ratios to it.
 
@@ -54,17 +64,18 @@ def bench(
     from tl_sparse.bench import BenchSettings, run_bench
 
     chosen: dict[str, Any] = {} if only is None else {"only": names(only)}
-    try:
-        settings = BenchSettings(
-            sizes=names(sizes), demo=demo, repeats=repeats, seconds=seconds, threads=threads,
-            device=device, out=out, **chosen,
-        )  # fmt: skip
-        report = run_bench(settings, progress=not quiet)
-    except (ValueError, OSError) as error:
-        errors.print(f"Error: {error}", markup=False)
-        raise typer.Exit(1) from None
-    say(report.markdown())
-    say(f"Written to {out} and {out.with_suffix('.md')}.")
+    settings = BenchSettings(
+        sizes=names(sizes), demo=demo, repeats=repeats, seconds=seconds, threads=threads,
+        device=device, out=out, **chosen,
+    )  # fmt: skip
+    check_file(out)
+    report = run_bench(settings, progress=not quiet)
+    if as_json:
+        say_json(report.to_dict())
+    else:
+        say(report.markdown())
+        say(f"Written to {out} and {out.with_suffix('.md')}.")
     if report.interrupted:
-        errors.print("Stopped: what was measured until then is in the files.")
+        note("Stopped: what was measured until then is in the files.")
         raise typer.Exit(130)
+    then("docs/results/speed.md has the same table of other machines.", unless=as_json)

@@ -1,17 +1,30 @@
 """`tl-sparse compare`."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tl_sparse.cli.speaking import errors, say
+from tl_sparse.cli.completing import SWEEP_PRESETS, TASKS, one_of, some_of
+from tl_sparse.cli.failing import if_stopped
+from tl_sparse.cli.opening import AsJson, Quiet, check_folder
+from tl_sparse.cli.settings import ConfigFile, asked
+from tl_sparse.cli.speaking import say, say_json
 from tl_sparse.cli.sweep import chosen_preset, finish
+from tl_sparse.rules import checks_itself
 
 
+@if_stopped("Stopped. The same command goes on from {folder}.")
+@checks_itself
 def compare(
-    preset: Annotated[str, typer.Option(help="How large: tiny, laptop, gpu or paper.")] = "laptop",
+    ctx: typer.Context,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="How large: tiny, laptop, gpu or paper.", autocompletion=one_of(SWEEP_PRESETS)
+        ),
+    ] = "laptop",
     folder: Annotated[
         Path, typer.Option(help="Where cells, models and text are kept; run again to go on.")
     ] = Path("compare"),
@@ -19,7 +32,12 @@ def compare(
         str | None, typer.Option(help="Joined by commas, in place of the preset's.")
     ] = None,
     only_tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Joined by commas, in place of the preset's.")
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="Joined by commas, in place of the preset's.",
+            autocompletion=some_of(TASKS),
+        ),
     ] = None,
     targets: Annotated[
         str | None,
@@ -37,8 +55,9 @@ def compare(
     hours: Annotated[
         float | None, typer.Option(help="Begin no pruning after so long; go on another time.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare a sparse model with a dense one of equal loss, over many tasks.
 
@@ -53,18 +72,16 @@ def compare(
     """
     from tl_sparse.sweeps import compare as run
 
-    try:
-        chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks, targets=targets)
-        found = run(
-            folder, chosen, tolerance=tolerance, workers=workers, scheduler=scheduler,
-            hours=hours, progress=not quiet,
-        )  # fmt: skip
-    except (ValueError, OSError, RuntimeError) as error:
-        errors.print(f"Error: {error}", markup=False)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        errors.print(f"Stopped. The same command goes on from {folder}.", markup=False)
-        raise typer.Exit(130) from None
-    summary = found.summary
-    say(json.dumps(summary.to_dict()) if as_json else summary.markdown())
-    finish(found.outcome)
+    chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks, targets=targets)
+    check_folder(folder)
+    found = run(
+        folder, chosen, tolerance=tolerance, workers=workers, scheduler=scheduler,
+        hours=hours, progress=not quiet,
+    )  # fmt: skip
+    summary = replace(found.summary, about=found.summary.about | {"command": asked(ctx)})
+    summary.save(folder)
+    if as_json:
+        say_json(summary.to_dict())
+    else:
+        say(summary.markdown())
+    finish(found.outcome, f"look at {folder / 'compare.html'}", as_json=as_json)

@@ -1,27 +1,40 @@
 """`tl-sparse sweep`."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl_sparse.cli.speaking import errors, names, say
+from tl_sparse.cli.completing import FIGURES, SWEEP_PRESETS, TASKS, one_of, some_of
+from tl_sparse.cli.failing import if_stopped
+from tl_sparse.cli.opening import AsJson, Quiet, check_folder
+from tl_sparse.cli.settings import ConfigFile, asked
+from tl_sparse.cli.speaking import names, note, say, say_json, then
+from tl_sparse.rules import checks_itself
 
 if TYPE_CHECKING:
     from tl_sparse.sweeps import Outcome, Preset
 
 
+@if_stopped("Stopped. The same command goes on from {folder}.")
+@checks_itself
 def sweep(
+    ctx: typer.Context,
     figures: Annotated[
         str,
         typer.Argument(
-            help="What to make, joined by commas: figure2, figure3, activation, optimizer, methods."
+            help="What to make, joined by commas: figure2, figure3, activation, optimizer, "
+            "methods.",
+            autocompletion=some_of(FIGURES),
         ),
     ],
     preset: Annotated[
-        str, typer.Option(help="How large: tiny, laptop, gpu or paper; --estimate says what it is.")
+        str,
+        typer.Option(
+            help="How large: tiny, laptop, gpu or paper; --estimate says what it is.",
+            autocompletion=one_of(SWEEP_PRESETS),
+        ),
     ] = "laptop",
     folder: Annotated[
         Path, typer.Option(help="Where cells, models and text are kept; run again to go on.")
@@ -30,7 +43,12 @@ def sweep(
         str | None, typer.Option(help="Joined by commas, in place of the preset's.")
     ] = None,
     only_tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Joined by commas, in place of the preset's.")
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="Joined by commas, in place of the preset's.",
+            autocompletion=some_of(TASKS),
+        ),
     ] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes on this machine; 0 does one cell after the other.")
@@ -47,8 +65,9 @@ def sweep(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what there is to do, and do nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train many models, prune many tasks, and draw the paper's figures with ours.
 
@@ -61,42 +80,45 @@ def sweep(
     - `tl-sparse sweep figure3 --preset tiny --folder /tmp/sweep`
     - `tl-sparse sweep figure2,figure3 --workers 2 --hours 2`
     """
-    from tl_sparse.sweeps import FIGURES, Store, run_cells, summarise
+    from tl_sparse.sweeps import FIGURES as known
+    from tl_sparse.sweeps import Store, run_cells, summarise
 
-    try:
-        wanted = [_known(name, FIGURES, "figure") for name in names(figures)]
-        chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks)
-        store = Store(folder)
-        text = chosen.text(store.text_folder, progress=not quiet)
-        by_key = {c.key: c for name in wanted for c in FIGURES[name](chosen, text)}
-        cells = list(by_key.values())
-        if estimate:
-            todo = len(store.pending(cells))
-            say(f"{len(cells)} cells, {todo} of them to do.")
-            say(f"The whole preset is estimated at {chosen.hours:g} hours on its machine.")
-            return
-        outcome = run_cells(
-            cells, store, workers=workers, scheduler=scheduler, hours=hours, progress=not quiet
-        )
-        for name in wanted:
-            summary = summarise(name, chosen, text, store)
-            summary.save(folder)
-            say(json.dumps(summary.to_dict()) if as_json else summary.markdown())
-    except (ValueError, OSError) as error:
-        errors.print(f"Error: {error}", markup=False)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        errors.print(f"Stopped. The same command goes on from {folder}.", markup=False)
-        raise typer.Exit(130) from None
-    finish(outcome)
+    wanted = [_known(name, known, "figure") for name in names(figures)]
+    if not wanted:
+        raise ValueError(f"Name a figure: {', '.join(known)}.")
+    chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks)
+    store = Store(folder)
+    check_folder(folder)
+    text = chosen.text(store.text_folder, progress=not quiet)
+    by_key = {c.key: c for name in wanted for c in known[name](chosen, text)}
+    cells = list(by_key.values())
+    if estimate:
+        todo = len(store.pending(cells))
+        say(f"{len(cells)} cells, {todo} of them to do.")
+        say(f"The whole preset is estimated at {chosen.hours:g} hours on its machine.")
+        return
+    outcome = run_cells(
+        cells, store, workers=workers, scheduler=scheduler, hours=hours, progress=not quiet
+    )
+    for name in wanted:
+        summary = summarise(name, chosen, text, store)
+        summary = replace(summary, about=summary.about | {"command": asked(ctx)})
+        summary.save(folder)
+        if as_json:
+            say_json(summary.to_dict())
+        else:
+            say(summary.markdown())
+    pages = ", ".join(str(folder / f"{name}.html") for name in wanted)
+    finish(outcome, f"look at {pages}", as_json=as_json)
 
 
-def finish(outcome: "Outcome") -> None:
+def finish(outcome: "Outcome", next_step: str, *, as_json: bool) -> None:
     """Say what failed and what is left, and end with the exit code for it."""
     for label, why in outcome.failed.items():
-        errors.print(f"Failed: {label}: {why}", markup=False)
+        note(f"Failed: {label}: {why}")
     if outcome.n_left:
-        errors.print(f"{outcome.n_left} cells are left; the same command goes on.", markup=False)
+        note(f"{outcome.n_left} cells are left; the same command goes on.")
+    then(next_step, unless=as_json or not outcome.complete)
     raise typer.Exit(1 if outcome.failed else 0)
 
 

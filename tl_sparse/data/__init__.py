@@ -6,6 +6,7 @@ from tl_sparse import data
 corpus = data.python_corpus()                        # standard library and generated Python
 corpus = data.python_corpus(dialect="tasks")         # more of what the paper's tasks ask about
 corpus = data.corpus("path/to/code")                 # the .py files of a folder
+corpus = data.corpus(data.PathTexts(["my.txt", "notes"]))     # files, folders, saved datasets
 corpus = data.corpus(data.installed_package("numpy"), vocab_size=2048)
 corpus = data.corpus(load_dataset(...)["train"])     # a Hugging Face dataset with a text column
 
@@ -22,6 +23,7 @@ from tl_sparse.data.cache import default_cache_dir
 from tl_sparse.data.corpora import Corpus, corpus
 from tl_sparse.data.grammar import generate_program, generate_programs
 from tl_sparse.data.mixture import python_corpus
+from tl_sparse.data.paths import PathTexts
 from tl_sparse.data.sources import (
     Document,
     documents,
@@ -35,6 +37,7 @@ from tl_sparse.tokenizer import tokenizer_hash, train_tokenizer
 __all__ = [
     "Corpus",
     "Document",
+    "PathTexts",
     "TokenSplit",
     "corpus",
     "default_cache_dir",

@@ -59,7 +59,7 @@ def standard_library(*, include_tests: bool = False) -> Iterator[Document]:
     left_out = FOREIGN_FOLDERS | (frozenset() if include_tests else TEST_FOLDERS)
     paths = [
         path
-        for path in _matches(root, "**/*.py")
+        for path in matching_files(root, "**/*.py")
         if left_out.isdisjoint(path.relative_to(root).parts[:-1])
         and not path.name.startswith("_sysconfigdata")
     ]
@@ -110,7 +110,7 @@ def installed_package(name: str, *, undecodable: Undecodable = "error") -> Itera
     if spec.origin is None or not spec.origin.endswith(".py"):
         raise ValueError(f"The module {name!r} is not made of Python files ({spec.origin}).")
     path = Path(spec.origin)
-    return _read_files(path.parent, [path], undecodable)
+    return read_files(path.parent, [path], undecodable)
 
 
 def folder(
@@ -136,20 +136,26 @@ def folder(
             f"A folder of texts must exist, got {str(path)!r}. To use a string as a text, put it "
             f"in a list."
         )
-    paths = _matches(root, pattern)
+    paths = matching_files(root, pattern)
     if not paths:
         raise ValueError(
             f"No file in {root} matches {pattern!r}. Give another pattern, for example '**/*.txt'."
         )
-    return _read_files(root, paths, undecodable)
+    return read_files(root, paths, undecodable)
 
 
-def _matches(root: Path, pattern: str) -> list[Path]:
+def matching_files(root: Path, pattern: str) -> list[Path]:
+    """List the files of a folder that match a pattern, sorted by relative path."""
     found = (path for path in root.glob(pattern) if path.is_file())
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _read_files(root: Path, paths: list[Path], undecodable: Undecodable) -> Iterator[Document]:
+def read_files(root: Path, paths: list[Path], undecodable: Undecodable) -> Iterator[Document]:
+    """Read files as UTF-8, named by their paths relative to a folder; empty ones are left out.
+
+    Raises:
+        ValueError: If a file is not UTF-8 and `undecodable` is `"error"`.
+    """
     for path in paths:
         content = path.read_bytes()
         try:

@@ -198,7 +198,7 @@ class CleanUp:
         )
 
     def _bar(self, items: Iterable[Any], what: str) -> Any:
-        return tqdm(items, desc=what, disable=not self.progress, mininterval=0.5, leave=False)
+        return tqdm(items, desc=what, disable=not self.progress, leave=False)
 
 
 def _as_bytes(selection: Selection) -> bytes:

@@ -158,7 +158,7 @@ def _learn(
         weight_decay=config.weight_decay,
     )
     name = f"{task.name}: {masks.what}"
-    bar = tqdm(range(n_steps), desc=name, disable=not progress, mininterval=0.5)
+    bar = tqdm(range(n_steps), desc=name, disable=not progress)
     order = torch.empty(0, dtype=torch.long)
     price, highest = _Price(config, trial.like), torch.zeros((), device=trial.like.device)
     for step in bar:
@@ -186,7 +186,7 @@ def _learn(
         highest = torch.maximum(highest, loss.detach())
         if step % LOOK_EVERY == 0 or step == n_steps - 1:
             _check_finite(highest, f"by step {step} of learning {masks.what} for {task.name}")
-            bar.set_postfix(loss=f"{loss.item():.3f}", on=int(n_on))
+            bar.set_postfix(loss=f"{loss.item():.3f}", on=int(n_on), refresh=False)
     return masks.learned()
 
 

@@ -35,6 +35,10 @@ class Comparison:
     outcome: Outcome
     """What was done, and what failed or was left."""
 
+    def _repr_html_(self) -> str:
+        """Give what notebooks show: the summary's figure and tables."""
+        return self.summary._repr_html_()
+
 
 def compare(
     folder: str | Path,

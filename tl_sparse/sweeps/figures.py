@@ -8,7 +8,7 @@ from typing import Any
 
 from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
-from tl_sparse.markup import document, markdown_table, section, table
+from tl_sparse.markup import document, fragment, markdown_table, section, table
 from tl_sparse.sweeps.cells import Cell, Text
 from tl_sparse.sweeps.means import geometric_mean
 from tl_sparse.sweeps.plans import ABLATIONS, FIGURES, Preset, is_dense, sparse_model
@@ -90,13 +90,21 @@ class Summary:
 
     def html(self) -> str:
         """Write a page that opens from disk."""
-        body = [f"<h1>{TITLES[self.figure]}</h1>", f"<p>{self._progress()}</p>"]
+        title = TITLES[self.figure]
+        return document(title, f"<h1>{title}</h1>\n{self._body()}")
+
+    def _repr_html_(self) -> str:
+        """Give what notebooks show: the figure and its tables."""
+        return fragment(f"<h3>{TITLES[self.figure]}</h3>\n{self._body()}")
+
+    def _body(self) -> str:
+        body = [f"<p>{self._progress()}</p>"]
         if any(self.curves.values()):
             body.append(self.drawing())
         for name, rows in self.tables.items():
             if rows:
                 body.append(section(TABLES[name], table([_readable(row) for row in rows])))
-        return document(TITLES[self.figure], "\n".join(body))
+        return "\n".join(body)
 
     def _progress(self) -> str:
         done, asked = self.about["done"], self.about["cells"]

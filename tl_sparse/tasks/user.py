@@ -71,13 +71,17 @@ def from_jsonl(
     `name` is that of the file if none is given.
 
     Raises:
-        ValueError: If a line is not such a pair, or no fair question for this tokenizer; the error
-            names the line.
+        ValueError: If the file is not UTF-8, or a line is not such a pair or no fair question for
+            this tokenizer; the error names the line.
     """
     path = Path(path)
     pairs: list[Pair] = []
     splits: list[Split | None] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 pair, split = _read(line, tokenizer)

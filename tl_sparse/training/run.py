@@ -220,7 +220,7 @@ class TrainingRun(SavedRun):
         record["seconds"] = round(self.seconds, 3)
         self.sums = Sums()
         self.records.append(record)
-        self.bar.set_postfix(loss=f"{record['validation_loss']:.3f}")
+        self.bar.set_postfix(loss=f"{record['validation_loss']:.3f}", refresh=False)
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
         self.accelerator.log(numbers, step=self.step)
         if self.folder is not None and self.accelerator.is_main_process:
@@ -281,7 +281,6 @@ class TrainingRun(SavedRun):
             disable=not self.progress or not self.accelerator.is_main_process,
             desc="train",
             unit="step",
-            mininterval=0.5,
         )
         try:
             yield

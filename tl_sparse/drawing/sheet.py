@@ -1,32 +1,18 @@
-"""A circuit drawn as inline SVG: a pure function from data to text.
+"""A sheet of boxes and links: places them in columns and writes them down as SVG."""
 
-`draw_circuit` puts the stages of the forward pass side by side, from tokens to answer logits:
-
-1. a box for each node, each residual channel's tokens and each answer; columns only where there are
-   nodes; a link that passes columns takes an invisible place in each of them;
-2. order within a column: sweeps to the mean place of what a box is linked to (the barycentre
-   heuristic of layered graph drawing), so that few links cross;
-3. heights: as near to that mean as order and gaps allow (least squares, by pooling neighbours);
-4. links as curves, blue for positive and orange for negative weights, as wide as |weight|.
-
-The SVG carries no script, no address and no namespace: it is for the inside of an HTML page, whose
-CSS variables (`--positive`, `--negative`, `--ink`, `--soft`, `--line`, `--paper`, `--band`) colour
-it.
-"""
-
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from tl_sparse.circuit import Circuit, Node
-from tl_sparse.wording import escape, visible
+from tl_sparse.wording import escape
 
 _COLUMNS = {"attn_in": "attention reads", "qk": "q and k", "v": "v", "attn_out": "attention writes",
             "mlp_in": "MLP reads", "mlp_neuron": "neurons", "mlp_out": "MLP writes",
             "final_in": "final reads", "tokens": "tokens", "logits": "answer logits"}  # fmt: skip
-_ORDER = tuple(_COLUMNS)
+COLUMN_ORDER = tuple(_COLUMNS)
+"""Kinds of columns, in their order within a layer."""
+
 _LETTER, _LINE, _SPACE = 6.6, 15.0, 92.0
 """Width of a letter and height of a line of the labels, and space between columns, in pixels."""
 _MAX_LABELS = 40
@@ -70,7 +56,9 @@ stroke-width:5px;stroke-linejoin:round}
 
 
 @dataclass
-class _Box:
+class Box:
+    """A box with lines of text, or the invisible place of a link that passes a column."""
+
     name: str
     column: Column
     lines: tuple[str, ...]
@@ -82,99 +70,22 @@ class _Box:
 
     @property
     def width(self) -> float:
+        """Pixels."""
         return max((len(line) for line in self.lines), default=0) * _LETTER + 16
 
     @property
     def height(self) -> float:
+        """Pixels."""
         return len(self.lines) * _LINE + 7 if self.lines else 8.0
 
 
-def draw_circuit(
-    circuit: Circuit,
-    *,
-    residual: Sequence[tuple[Node, Node]] = (),
-    tokens: Mapping[int, Sequence[tuple[str, float]]] | None = None,
-    logits: Sequence[tuple[Node, str, float]] = (),
-    d_head: int | None = None,
-    d_model: int | None = None,
-    max_edges: int = 500,
-) -> str:
-    """Draw a circuit, from the tokens to the answer logits.
-
-    `residual` pairs writes with the later reads of their channel, `tokens` gives the tokens (or
-    positions) to show for a channel with their weights, and `logits` the weights from nodes to
-    answers. `d_head` lets q, k, v be named by head and `d_model` position channels, which come
-    after it. Of a larger circuit the `max_edges` largest weights are drawn, with what they join.
-    """
-    edges = sorted(circuit.edges, key=lambda e: -abs(e.weight))[:max_edges]
-    nodes = circuit.nodes
-    if len(edges) < circuit.n_edges:
-        joined = {node for edge in edges for node in (edge.source, edge.target)}
-        nodes = tuple(node for node in nodes if node in joined)
-    shown = set(nodes)
-    boxes = {str(node): _node_box(node, d_head, d_model) for node in nodes}
-    links = [Link(str(e.source), str(e.target), e.weight, "edge") for e in edges]
-    links += [
-        Link(str(a), str(b), None, "residual") for a, b in residual if a in shown and b in shown
-    ]
-    links += _looks(nodes, d_head)
-    for channel, some in (tokens or {}).items():
-        reads = [n for n in nodes if n.channel == channel and n.site.name in ("attn_in", "mlp_in")]
-        if reads and some:
-            lines = tuple(f"{visible(text)[:14]} {_signed(weight)}" for text, weight in some)
-            title = f"what stands in channel {channel} at first: " + ", ".join(lines)
-            name = f"tokens.{channel}"
-            boxes[name] = _Box(name, (-1, 0, "tokens"), lines, "token", title)
-            links += [Link(name, str(read), None, "token") for read in reads]
-    for node, answer, weight in logits:
-        if node in shown and weight:
-            name, text = f"logit.{answer}", visible(answer)[:16]
-            last = (10**6, 0, "logits")
-            boxes.setdefault(name, _Box(name, last, (text,), "logit", f"logit of {answer}"))
-            links.append(Link(str(node), name, weight, "logit"))
-    if not boxes:
-        return "<p>The circuit has no nodes.</p>"
-    left_out = circuit.n_edges - len(edges)
-    words = f" The {len(edges)} largest of {circuit.n_edges:,} edges are drawn." if left_out else ""
-    title = f"Circuit of {circuit.task}: {circuit.n_nodes} nodes, {circuit.n_edges} edges.{words}"
-    return _Sheet(boxes, links).svg(title, words.strip())
-
-
-def _node_box(node: Node, d_head: int | None, d_model: int | None) -> _Box:
-    site, channel = node.site.name, node.channel
-    order = _ORDER.index("qk" if site in ("q", "k") else site)
-    column = (node.site.layer, order, _ORDER[order])
-    label = f"channel {channel}"
-    if site in ("q", "k", "v"):
-        label = f"{site} {channel}"
-        if d_head is not None:
-            label = f"H{channel // d_head} {site}{channel % d_head}"
-    elif site == "mlp_neuron":
-        label = f"neuron {channel}"
-    elif d_model is not None and channel >= d_model:
-        label = f"position channel {channel - d_model}"
-    kind = "read" if site.endswith("_in") else "write" if site.endswith("_out") else "inner"
-    return _Box(str(node), column, (label,), kind, f"layer {node.site.layer}, {site}, {label}")
-
-
-def _looks(nodes: Sequence[Node], d_head: int | None) -> list[Link]:
-    """Join the q and k of a head with its v: they choose the positions that v is taken from."""
-    if d_head is None:
-        return []
-    heads = defaultdict(lambda: ([], []))
-    for node in nodes:
-        if node.site.name in ("q", "k", "v"):
-            heads[node.site.layer, node.channel // d_head][node.site.name == "v"].append(node)
-    return [Link(str(a), str(b), None, "look") for qk, v in heads.values() for a in qk for b in v]
-
-
-class _Sheet:
+class Sheet:
     """Places boxes and links, and writes them down."""
 
-    def __init__(self, boxes: dict[str, _Box], links: list[Link]) -> None:
+    def __init__(self, boxes: dict[str, Box], links: list[Link]) -> None:
         self.boxes, self.links = dict(boxes), links
         used = sorted({box.column for box in boxes.values()})
-        self.columns: list[list[_Box]] = [
+        self.columns: list[list[Box]] = [
             [box for box in boxes.values() if box.column == column] for column in used
         ]
         self.names = used
@@ -197,7 +108,7 @@ class _Sheet:
                 lane = link.target
             name = f"{lane}>{i}"
             if name not in self.boxes:
-                self.boxes[name] = _Box(name, self.names[i], (), "bend", "")
+                self.boxes[name] = Box(name, self.names[i], (), "bend", "")
                 self.columns[i].append(self.boxes[name])
             path.append(name)
         path.append(link.target)
@@ -262,6 +173,7 @@ class _Sheet:
         self.height = max(box.y + box.height / 2 for box in every) + 20
 
     def svg(self, title: str, words: str) -> str:
+        """Write the sheet down, with a title and words at its foot."""
         weights = {kind: [abs(link.weight or 0) for link in self.links if link.kind == kind]
                    for kind in ("edge", "logit")}  # fmt: skip
         largest = {kind: max(some, default=0) or 1.0 for kind, some in weights.items()}
@@ -329,15 +241,17 @@ class _Sheet:
             width = f' stroke-width="{0.8 + 4.2 * abs(link.weight) / largest:.2f}"'
             said = f"weight {link.weight:+.4g}"
         title = f"{self.boxes[link.source].title} to {self.boxes[link.target].title}: {said}"
+        ends_of = f'data-source="{escape(link.source)}" data-target="{escape(link.target)}"'
         return (
-            f'<path class="{link.kind}{sign}" d="{d}"{width}><title>{escape(title)}</title></path>'
+            f'<path class="{link.kind}{sign}" {ends_of} d="{d}"{width}>'
+            f"<title>{escape(title)}</title></path>"
         )
 
     def _weight(
         self, weight: float, path: list[str], taken: list[tuple[float, float, float, float]]
     ) -> str:
         """Put a weight beside its line, where nothing else stands if there is such a place."""
-        text = _signed(weight)
+        text = signed(weight)
         ends = self._segments(path)
         half, best = len(text) * 3.2, None
         for (x, y), (to_x, to_y) in (ends[-1], ends[0]):
@@ -353,12 +267,12 @@ class _Sheet:
         sign = "positive" if weight >= 0 else "negative"
         return f'<text class="weight {sign}" x="{best[1]:.1f}" y="{best[2] + 4:.1f}">{text}</text>'
 
-    def _frame(self, box: _Box) -> tuple[float, float, float, float]:
+    def _frame(self, box: Box) -> tuple[float, float, float, float]:
         half, high = box.width / 2, box.height / 2
         return (box.x - half, box.y - high, box.x + half, box.y + high)
 
 
-def _box_svg(box: _Box) -> str:
+def _box_svg(box: Box) -> str:
     left, top = box.x - box.width / 2, box.y - box.height / 2
     radius = 3 if box.kind in ("token", "logit") else box.height / 2
     rect = (
@@ -371,7 +285,8 @@ def _box_svg(box: _Box) -> str:
         f"{escape(line)}</text>"
         for i, line in enumerate(box.lines)
     )
-    return f"<g><title>{escape(box.title)}</title>{rect}{lines}</g>"
+    title = f"<title>{escape(box.title)}</title>"
+    return f'<g data-box="{escape(box.name)}">{title}{rect}{lines}</g>'
 
 
 def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
@@ -395,6 +310,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Write a weight with its sign."""
     text = f"{value:+.2f}" if abs(value) >= 0.095 else f"{value:+.1g}"
     return text.replace("-", "\N{MINUS SIGN}")
