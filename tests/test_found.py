@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_the_copy_has_the_logits_of_the_found_model(n_key_value_heads, ids):
 
 
 def test_a_found_model_of_another_type_is_computed_in_single_precision(ids):
-    theirs = llama().to(torch.bfloat16)
+    theirs = llama().bfloat16()
     ours = from_llama(theirs, n_ctx=16)
     assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
     with torch.no_grad():
@@ -141,7 +142,8 @@ def test_an_edge_is_all_weights_between_two_nodes():
         next(j for j in site_map(model).joints if j.target == Site(1, name))
         for name in ("mlp_neuron", "attn_out")
     )
-    mlp, attention = model.blocks[1].mlp, model.blocks[1].attn
+    block: Any = model.blocks[1]
+    mlp, attention = block.mlp, block.attn
     with torch.no_grad():
         mlp.W_in[3, 5], mlp.W_gate[3, 5] = 3.0, -4.0
         mlp.W_in[2, 5], mlp.W_gate[2, 5] = 0.0, 0.0
@@ -169,6 +171,7 @@ def trained() -> HookedTransformer:
     model = hooked()
     rate = torch.optim.Adam(model.parameters(), lr=1e-2)
     batch = TASK.batch("train", range(64))
+    loss = torch.tensor(torch.inf)
     for _ in range(150):
         loss = TASK.loss(TASK.logits(model, batch), batch)
         rate.zero_grad()
@@ -324,4 +327,4 @@ def test_smollm2_closes_a_string_and_a_sentence():
     }
     for prompt, answer in prompts.items():
         best = model(model.to_tokens(prompt), prepend_bos=False)[0, -1].argmax()
-        assert model.tokenizer.decode([int(best)]) == answer
+        assert model.to_string(best[None]) == answer
