@@ -10,8 +10,8 @@ from conftest import make_model
 
 from tl_sparse.circuit import Circuit, Edge, Node
 from tl_sparse.config import SparsityConfig
-from tl_sparse.selection import nonzero_weights
-from tl_sparse.sites import interface_counts, joint_matrix, model_hash, site_map
+from tl_sparse.selection import interface_counts, nonzero_weights
+from tl_sparse.sites import joint_matrix, model_hash, site_map
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/concepts/circuits.md"
 

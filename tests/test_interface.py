@@ -7,7 +7,8 @@ from conftest import make_model, write_edges
 from tl_sparse.circuit import Circuit, Edge, Node
 from tl_sparse.config import SparsityConfig
 from tl_sparse.interface import InterfaceWeights, held_weights, interface_weights
-from tl_sparse.sites import interface_counts, model_hash, site_map
+from tl_sparse.selection import interface_counts
+from tl_sparse.sites import model_hash, site_map
 from tl_sparse.tasks import Pair, PairTask
 
 EDGES = [

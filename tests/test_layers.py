@@ -48,6 +48,7 @@ LAYERS = {
     "data": 4,
     "tasks": 5,
     "tracr": 4,
+    "found": 4,
     "training": 5,
     "ablation": 5,
     "pruning": 6,

@@ -19,7 +19,8 @@ from tl_sparse.drawing import draw_circuit
 from tl_sparse.explain import explain
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.pruning import prune
-from tl_sparse.sites import interface_counts, joint_matrix, model_hash, site_map
+from tl_sparse.selection import interface_counts
+from tl_sparse.sites import joint_matrix, model_hash, site_map
 from tl_sparse.tasks import Pair, PairTask, Split
 from tl_sparse.training import train
 

@@ -35,8 +35,8 @@ from tl_sparse.pruning import evaluate
 from tl_sparse.pruning.trial import Trial
 from tl_sparse.sae_arm import SplicedTransformer, edges_of_errors, splice
 from tl_sparse.sae_baseline import with_saes
-from tl_sparse.selection import nonzero_weights, select_nodes
-from tl_sparse.sites import interface_counts, joint_matrix, model_hash, site_map
+from tl_sparse.selection import interface_counts, nonzero_weights, select_nodes
+from tl_sparse.sites import joint_matrix, model_hash, site_map
 
 TINY: dict[str, Any] = {"n_layers": 2, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_ctx": 8}
 """Small enough for an oracle that runs every target by itself."""

@@ -216,6 +216,7 @@ def _cut(
 ) -> Iterator[None]:
     """Cut weights: W becomes W x gate, and what the sources' values give through the rest a bias.
 
+    A gated MLP has no bias before its product; `values_shown` adds it there, to both factors.
     Through W_O a value arrives times the sum of a row of the pattern, which sinks make less than 1:
     there the bias is one for each head and goes into `row_sum_bias`. Values that differ from
     position to position are no bias: `values_shown` adds them. Between sites with coders W is the
@@ -224,7 +225,8 @@ def _cut(
     replaced: dict[str, Tensor] = {}
     row_biases: list[tuple[Any, Tensor]] = []
     by_position: dict[Joint, Tensor] = {}
-    for joint, gate in edges.items():
+    parts = [(part, gate) for whole, gate in edges.items() for part in whole.parts()]
+    for joint, gate in parts:
         matrix = joint_entries(model, joint)
         kept = matrix if joint.nonlinear else matrix * by_entry(sites, joint, gate)
         replaced[joint.weight] = as_parameter(model, joint, kept)
@@ -233,10 +235,11 @@ def _cut(
             replaced[joint.bias] = _like_bias(model, joint, bias)
         if joint.nonlinear:
             continue
-        if values[joint.source].ndim > 1:
+        gated_mlp = model.cfg.gated_mlp and joint.target.name == "mlp_neuron"
+        if values[joint.source].ndim > 1 or gated_mlp:
             by_position[joint] = matrix - kept
             continue
-        seen = seen_by_weights(model, joint.source, values[joint.source].to(kept))
+        seen = joint.by_row(seen_by_weights(model, joint.source, values[joint.source].to(kept)))
         shift = seen[:, None] * (matrix - kept)
         if joint.target.name == "attn_out" and model.cfg.use_attention_sinks:
             attention: Any = model.blocks[joint.target.layer].attn
@@ -301,7 +304,7 @@ def only_circuit(
         ValueError: If the circuit was found in another model, or does not fit it; if `other` lacks
             under resampling, or is given without.
     """
-    check_circuit(circuit, model, resampling=True, latents=True)
+    check_circuit(circuit, model, resampling=True, latents=True, bundles=True)
     if circuit.resamples != (other is not None):
         raise ValueError(
             f"The circuit {circuit.task} was found under the ablation {circuit.ablation!r}: "

@@ -20,11 +20,13 @@ def check_circuit(
     *,
     resampling: bool = False,
     latents: bool = False,
+    bundles: bool = False,
 ) -> None:
     """Check that a circuit fits a model: the same weights, its sites, its nodes, its edges.
 
     `resampling` lets circuits pass whose other nodes take values of another prompt, `latents`
-    models with SAEs spliced in, whose nodes are no channels.
+    models with SAEs spliced in, whose nodes are no channels, `bundles` models in which an edge can
+    be several weights.
 
     Raises:
         ValueError: If the circuit was found in another model or its weights have changed since, if
@@ -41,6 +43,12 @@ def check_circuit(
             "Use it with the model that it was found in."
         )
     sites = site_map(model, final=True)
+    if not bundles and any(joint.n_weights > 1 for joint in sites.joints):
+        raise ValueError(
+            f"The circuit {circuit.task} is of a model with a gated MLP or grouped queries, where "
+            "an edge can be several weights, and this reads each edge as one. Run it "
+            "(only_circuit) or audit it."
+        )
     if not circuit.resamples:
         _check_references(circuit, sites)
     elif not resampling:
@@ -91,6 +99,8 @@ def _check_edges(circuit: Circuit, model: HookedTransformer, sites: SiteMap) -> 
         tolerance, least = 2 * torch.finfo(matrix.dtype).eps, 0.0
         if coders & set(ends):  # a product of matrices, made anew, is the same to rounding only
             least = 1000 * tolerance * float(matrix.abs().max())
+        if by_ends[ends].n_weights > 1:  # a norm, which another type rounds otherwise
+            tolerance = max(tolerance, 4 * torch.finfo(torch.float32).eps)
         for edge, weight in zip(edges, weights, strict=True):
             has = f"The circuit {circuit.task} has the edge {edge}"
             if weight == 0:

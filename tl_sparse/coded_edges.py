@@ -39,7 +39,7 @@ def by_entry(
     sites: SiteMap, joint: Joint, gate: Float[Tensor, "source target"]
 ) -> Float[Tensor, "source_entry target_entry"]:
     """Give each entry of a joint's weight the gate of its edge."""
-    return sites[joint.target].spread(sites[joint.source].spread(gate.T).T)
+    return sites[joint.target].spread(joint.by_row(sites[joint.source].spread(gate.T)).T)
 
 
 def completed(

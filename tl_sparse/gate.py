@@ -36,8 +36,11 @@ def task_scores(
     names: Sequence[str] | None = None,
     *,
     min_accuracy: float = PruningConfig.min_accuracy,
+    n_examples: int | None = None,
 ) -> Iterator[TaskScore]:
     """Score a model on tasks by name, one by one; by default on all that there are.
+
+    `n_examples` takes so many test pairs of each, spread evenly, instead of all.
 
     Raises:
         ValueError: If the model has no tokenizer, or there is no task of a name.
@@ -50,7 +53,7 @@ def task_scores(
         except ValueError as error:
             yield TaskScore(name=spec.name, why_not=_in_short(str(error)))
             continue
-        yield task_score(model, task, min_accuracy=min_accuracy)
+        yield task_score(model, task, min_accuracy=min_accuracy, n_examples=n_examples)
 
 
 def task_score(
@@ -58,14 +61,15 @@ def task_score(
     task: tasks.PairTask,
     *,
     min_accuracy: float = PruningConfig.min_accuracy,
+    n_examples: int | None = None,
 ) -> TaskScore:
-    """Score a model on one task, which may be your own.
+    """Score a model on one task, which may be your own, on all of its test pairs or some.
 
     Raises:
         ValueError: If a prompt is longer than the model can read.
     """
     check_lengths(model, task)
-    loss, accuracy = evaluate(model, task, "test")
+    loss, accuracy = evaluate(model, task, "test", n_examples=n_examples)
     passes = accuracy >= min_accuracy
     return TaskScore(name=task.name, loss=loss, accuracy=accuracy, passes=passes)
 

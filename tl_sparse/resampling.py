@@ -74,7 +74,8 @@ def values_shown(
 ) -> Iterator[None]:
     """Show targets, through `cut` weights, their sources' values of another run, in a `with` block.
 
-    The weights themselves are to be zeroed by the caller where they are in `cut`.
+    Values that are constant, one for each node, are shown at every position. The weights
+    themselves are to be zeroed by the caller where they are in `cut`.
     """
     handles: list[Any] = []
     try:
@@ -82,11 +83,11 @@ def values_shown(
             seen = seen_by_weights(model, joint.source, values[joint.source].to(weights))
             block: Any = model.blocks[joint.target.layer]
             if joint.target.name == "attn_out":
-                _mix(block.attn, seen, weights, handles)
+                _mix(block.attn, joint.by_row(seen), weights, handles)
                 continue
             shown = seen @ weights
             if joint.target.name in ("q", "k", "v"):
-                shown = shown.unflatten(-1, (model.cfg.n_heads, model.cfg.d_head))
+                shown = shown.unflatten(-1, (-1, model.cfg.d_head))
                 topk = getattr(block.attn, f"topk_{joint.target.name}", None)
                 if topk is None:
                     hook_point = getattr(block.attn, f"hook_{joint.target.name}")
@@ -95,6 +96,8 @@ def values_shown(
                     handles.append(topk.register_forward_pre_hook(partial(_add_before, shown)))
             else:
                 place = block.mlp.hook_pre if joint.target.name == "mlp_neuron" else block.mlp
+                if model.cfg.gated_mlp and joint.weight.endswith("W_in"):
+                    place = block.mlp.hook_pre_linear
                 handles.append(place.register_forward_hook(partial(_add, shown)))
         yield
     finally:
@@ -103,7 +106,8 @@ def values_shown(
 
 
 def _add(shown: Tensor, module: Any, inputs: Any, output: Tensor) -> Tensor:
-    check_same_shape(output, shown)
+    if shown.ndim > 1:
+        check_same_shape(output, shown)
     return output + shown
 
 

@@ -18,7 +18,16 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from tl_sparse.circuit import Edge, Node, Site
-from tl_sparse.sites import Joint, SiteMap, joint_matrix
+from tl_sparse.coders import Coder
+from tl_sparse.sites import (
+    READ_SITES,
+    Joint,
+    SiteMap,
+    by_node,
+    coders_of,
+    joint_matrix,
+    site_map,
+)
 
 
 def nonzero_weights(
@@ -137,3 +146,48 @@ def select_nodes(
     """Keep some nodes and every weight between them; dropped nodes are out."""
     edges = {joint: kept for joint, kept in weights.items() if joint.target in nodes}
     return Selection(dict(nodes), edges, tie_qk).settled()
+
+
+def interface_counts(
+    model: HookedTransformer, channels: Mapping[Site, tuple[int, ...]]
+) -> tuple[int, int]:
+    """Count what touches kept nodes but is not an edge: interface weights and biases.
+
+    The first number is the nonzero entries of W_E in the residual channels that kept nodes read and
+    of W_U in those that they write; the second the nonzero biases of kept nodes. Position channels
+    are no residual channels: no token writes them. A latent reads and writes the channels at which
+    its encoder and its decoder are not zero, an error all of them.
+    """
+    d_model, coders = model.cfg.d_model, coders_of(model)
+    reads: set[int] = set()
+    writes: set[int] = set()
+    for site, kept in channels.items():
+        if site.name in ("attn_in", "mlp_in"):
+            touched = _touched(coders.get(site), kept, reading=True)
+            reads.update(channel for channel in touched if channel < d_model)
+        if site.name in ("attn_out", "mlp_out"):
+            writes.update(_touched(coders.get(site), kept, reading=False))
+    n_in = int((model.embed.W_E.detach()[:, sorted(reads)] != 0).sum())
+    n_out = int((model.unembed.W_U.detach()[sorted(writes)] != 0).sum())
+    n_biases = 0
+    for joint in site_map(model).joints:
+        bias = model.get_parameter(joint.bias).detach().flatten()
+        if joint.target in coders:
+            coder = coders[joint.target]
+            bias = by_node(coder.target_bias(bias)[None], 0, coder.n_error)[0]
+        n_biases += int((bias[list(channels.get(joint.target, ()))] != 0).sum())
+    for site, coder in coders.items():
+        latents = [c for c in channels.get(site, ()) if c < coder.n_latents]
+        if site.name in READ_SITES:
+            n_biases += int((coder.encoder_bias.detach()[latents] != 0).sum())
+    return n_in + n_out, n_biases
+
+
+def _touched(coder: Coder | None, kept: tuple[int, ...], *, reading: bool) -> Iterable[int]:
+    """Give the residual channels that kept nodes read or write."""
+    if coder is None:
+        return kept
+    entries = coder.as_target().T if reading else coder.as_source()
+    if any(channel >= coder.n_latents for channel in kept):
+        return range(entries.shape[1])
+    return (entries[list(kept)] != 0).any(0).nonzero().flatten().tolist()

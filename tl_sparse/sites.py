@@ -1,10 +1,14 @@
 """How the pruner sees a model: places where nodes live, and the weights that join them.
 
-`site_map(model)` lists, for any HookedTransformer of GPT-2's shape, sparse or not, causal or
-bidirectional, with a norm or (if it is a HookedSparseTransformer) without,
+`site_map(model)` lists, for any HookedTransformer shaped like GPT-2 or Llama, sparse or not, causal
+or bidirectional, with a norm or (if it is a HookedSparseTransformer) without,
 
 - its **sites**: hook point, width, and the axes of the activation that hold the nodes;
-- its **joints**: each weight matrix that joins two sites, as a (source width, target width) matrix.
+- its **joints**: the weights that join two sites, as a (source width, target width) matrix.
+
+Two nodes of a found model can be joined by several weights, and an edge is then all of them, its
+weight their norm: a neuron of a gated MLP is act(x W_gate) x (x W_in) and reads each channel twice;
+under grouped queries a value channel goes on through W_O once for each query head of its group.
 
 A site can have a *coder* (`model.coders`, made by `tl_sparse.sae_arm.splice`). Its nodes are then
 latents and one error, and the joints there are virtual weights: decoder of the source x W x encoder
@@ -15,8 +19,8 @@ is another map.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +117,30 @@ class Joint:
     """Name of the bias that is added at the target."""
     nonlinear: bool = False
     """Whether the MLP's activation function stands between the weight and the target's encoder."""
+    gate: str = ""
+    """Name of a second parameter between the two sites: W_gate of a gated MLP."""
+    n_sharing: int = 1
+    """How many query heads share a source node: above 1 at W_O under grouped queries."""
+    d_head: int = 1
+    """Channels of a head, where they share."""
+
+    @property
+    def n_weights(self) -> int:
+        """How many weights make one edge."""
+        return self.n_sharing * (2 if self.gate else 1)
+
+    def parts(self) -> tuple["Joint", ...]:
+        """Give a joint for each parameter, the gate's first."""
+        if not self.gate:
+            return (self,)
+        return replace(self, weight=self.gate, gate=""), replace(self, gate="")
+
+    def by_row(self, nodes: Shaped[Tensor, "*rows source"]) -> Shaped[Tensor, "*rows weight_row"]:
+        """Give each row of the weight, one for each head's channel at W_O, what its source has."""
+        if self.n_sharing == 1:
+            return nodes
+        by_head = nodes.unflatten(-1, (-1, self.d_head))
+        return by_head.repeat_interleave(self.n_sharing, -2).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -157,11 +185,12 @@ def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
         ValueError: If the model's blocks are not of a shape that the map knows.
     """
     cfg = model.cfg
-    for name in ("gated_mlp", "n_key_value_heads", "num_experts", "parallel_attn_mlp"):
+    for name in ("num_experts", "parallel_attn_mlp", "ungroup_grouped_query_attention"):
         if getattr(cfg, name):
             raise ValueError(f"site_map does not know models with cfg.{name}={getattr(cfg, name)}.")
     widths: dict[str, tuple[int, ...]] = dict.fromkeys(SITES, (cfg.d_model,))
-    widths |= dict.fromkeys(("q", "k", "v"), (cfg.n_heads, cfg.d_head))
+    widths["q"] = (cfg.n_heads, cfg.d_head)
+    widths |= dict.fromkeys(("k", "v"), (cfg.n_key_value_heads or cfg.n_heads, cfg.d_head))
     widths |= dict.fromkeys(("attn_in", "mlp_in"), (cfg.d_model + n_position_channels(model),))
     names = SITES[:-1]
     if cfg.attn_only:
@@ -194,31 +223,47 @@ def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
             "HookedSparseTransformer of the same weights needs none."
         )
     joints = tuple(
-        Joint(
-            Site(layer, a),
-            Site(layer, b),
-            f"blocks.{layer}.{weight}",
-            f"blocks.{layer}.{bias}",
-            nonlinear=b == "mlp_neuron" and Site(layer, b) in coders,
-        )
+        _joint(model, layer, *row)
         for layer in range(cfg.n_layers)
-        for a, b, weight, bias in _JOINTS
-        if a in names and b in names
+        for row in _JOINTS
+        if row[0] in names and row[1] in names
     )
     return SiteMap(tuple(sites), joints)
+
+
+def _joint(model: HookedTransformer, layer: int, a: str, b: str, weight: str, bias: str) -> Joint:
+    """Give a row of `_JOINTS` in one layer, by the names of the model's own parameters."""
+    cfg, block = model.cfg, f"blocks.{layer}."
+    joint = Joint(Site(layer, a), Site(layer, b), block + weight, block + bias)
+    if b == "mlp_neuron":
+        gate = f"{block}mlp.W_gate" if cfg.gated_mlp else ""
+        return replace(joint, gate=gate, nonlinear=joint.target in coders_of(model))
+    if cfg.n_key_value_heads and b in ("k", "v"):  # W_K itself is made of it, for each query head
+        names = (f"{block}attn._{name.split('.')[1]}" for name in (weight, bias))
+        return replace(joint, **dict(zip(("weight", "bias"), names, strict=True)))
+    if cfg.n_key_value_heads and a == "v":
+        n_sharing = cfg.n_heads // cfg.n_key_value_heads
+        return replace(joint, n_sharing=n_sharing, d_head=cfg.d_head)
+    return joint
 
 
 def joint_matrix(model: HookedTransformer, joint: Joint) -> Float[Tensor, "source target"]:
     """Give a joint's weight as a (source node, target node) matrix, its heads flattened.
 
     Between sites with coders these are virtual weights, the activation function left out where the
-    joint is `nonlinear`; of an error, whose weights are as many as it has entries, the norm.
+    joint is `nonlinear`; of an error, whose weights are as many as it has entries, the norm, and so
+    of an edge that is several weights (`Joint.n_weights`).
     """
+    if joint.gate:
+        return torch.hypot(*(joint_matrix(model, part) for part in joint.parts()))
     entries = joint_entries(model, joint)
+    if joint.n_sharing > 1:
+        by_head = entries.unflatten(0, (-1, joint.n_sharing, joint.d_head))
+        return by_head.norm(dim=1).flatten(0, 1)
     source, target = (coders_of(model).get(site) for site in (joint.source, joint.target))
     if target is not None and joint.nonlinear:
         entries = entries @ target.as_target()
-    return _by_node(
+    return by_node(
         entries,
         0 if source is None else source.n_error,
         0 if target is None else target.n_error,
@@ -231,6 +276,7 @@ def joint_entries(
     """Give a joint's weight between the entries of its sites, heads flattened.
 
     The target of a `nonlinear` joint has here the channels that the activation function is given.
+    At W_O every query head has rows of its own (`Joint.by_row`); a gate is another part's.
     """
     weight = _channel_matrix(model, joint)
     source, target = (coders_of(model).get(site) for site in (joint.source, joint.target))
@@ -263,7 +309,7 @@ def _channel_matrix(
     return weight.transpose(0, 1).flatten(1)  # W_Q, W_K, W_V: head_index inputs d_head
 
 
-def _by_node(entries: Tensor, n_source_error: int, n_target_error: int) -> Tensor:
+def by_node(entries: Tensor, n_source_error: int, n_target_error: int) -> Tensor:
     """Let the norm of an error's rows, and of its columns, stand for them."""
     if n_source_error:
         rest, error = entries.split([len(entries) - n_source_error, n_source_error])
@@ -302,51 +348,6 @@ def seen_by_weights(
     if hasattr(norm, "w"):
         values = values * norm.w.detach()
     return values + norm.b.detach() if hasattr(norm, "b") else values
-
-
-def interface_counts(
-    model: HookedTransformer, channels: Mapping[Site, tuple[int, ...]]
-) -> tuple[int, int]:
-    """Count what touches kept nodes but is not an edge: interface weights and biases.
-
-    The first number is the nonzero entries of W_E in the residual channels that kept nodes read and
-    of W_U in those that they write; the second the nonzero biases of kept nodes. Position channels
-    are no residual channels: no token writes them. A latent reads and writes the channels at which
-    its encoder and its decoder are not zero, an error all of them.
-    """
-    d_model, coders = model.cfg.d_model, coders_of(model)
-    reads: set[int] = set()
-    writes: set[int] = set()
-    for site, kept in channels.items():
-        if site.name in ("attn_in", "mlp_in"):
-            touched = _touched(coders.get(site), kept, reading=True)
-            reads.update(channel for channel in touched if channel < d_model)
-        if site.name in ("attn_out", "mlp_out"):
-            writes.update(_touched(coders.get(site), kept, reading=False))
-    n_in = int((model.embed.W_E.detach()[:, sorted(reads)] != 0).sum())
-    n_out = int((model.unembed.W_U.detach()[sorted(writes)] != 0).sum())
-    n_biases = 0
-    for joint in site_map(model).joints:
-        bias = model.get_parameter(joint.bias).detach().flatten()
-        if joint.target in coders:
-            coder = coders[joint.target]
-            bias = _by_node(coder.target_bias(bias)[None], 0, coder.n_error)[0]
-        n_biases += int((bias[list(channels.get(joint.target, ()))] != 0).sum())
-    for site, coder in coders.items():
-        latents = [c for c in channels.get(site, ()) if c < coder.n_latents]
-        if site.name in READ_SITES:
-            n_biases += int((coder.encoder_bias.detach()[latents] != 0).sum())
-    return n_in + n_out, n_biases
-
-
-def _touched(coder: Coder | None, kept: tuple[int, ...], *, reading: bool) -> Iterable[int]:
-    """Give the residual channels that kept nodes read or write."""
-    if coder is None:
-        return kept
-    entries = coder.as_target().T if reading else coder.as_source()
-    if any(channel >= coder.n_latents for channel in kept):
-        return range(entries.shape[1])
-    return (entries[list(kept)] != 0).any(0).nonzero().flatten().tolist()
 
 
 def model_hash(model: HookedTransformer) -> str:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tl_sparse.auditing.findings import Finding
 from tl_sparse.auditing.subject import Gates, Subject, percentile, spread
-from tl_sparse.circuit import Edge, Site
+from tl_sparse.circuit import Edge, Node, Site
 from tl_sparse.pruning.trial import evaluate, spread_over
 from tl_sparse.resampling import values_on
 from tl_sparse.sites import SiteInfo
@@ -157,11 +157,11 @@ def _put(info: SiteInfo, chosen: Tensor, whole: Tensor, activation: Tensor, hook
 
 
 def _attention(subject: Subject, here: _Run, there: _Run, empty: _Run) -> Iterator[Finding]:
-    d_head = subject.model.cfg.d_head
     heads = {
-        (node.site.layer, node.channel // d_head)
+        (node.site.layer, head)
         for node in subject.circuit.nodes
         if node.site.name in ("q", "k", "v")
+        for head in _heads_of(subject, node)
     }
     if heads:
         yield Finding(
@@ -171,6 +171,16 @@ def _attention(subject: Subject, here: _Run, there: _Run, empty: _Run) -> Iterat
             "quarter leaves three quarters in place",
             control=_distance(heads, empty, there), control_name="empty circuit",
         )  # fmt: skip
+
+
+def _heads_of(subject: Subject, node: Node) -> range:
+    """Give the query heads that a node of q, k or v is part of: under grouped queries several."""
+    cfg = subject.model.cfg
+    head = node.channel // cfg.d_head
+    if node.site.name == "q" or not cfg.n_key_value_heads:
+        return range(head, head + 1)
+    n_sharing = cfg.n_heads // cfg.n_key_value_heads
+    return range(head * n_sharing, (head + 1) * n_sharing)
 
 
 def _distance(heads: set[tuple[int, int]], one: _Run, other: _Run) -> float:

@@ -49,7 +49,7 @@ def audit(
             has no node, a prompt is too long, or a loss is NaN or infinite.
     """
     config = config or AuditConfig()
-    check_circuit(circuit, model, resampling=True, latents=True)
+    check_circuit(circuit, model, resampling=True, latents=True, bundles=True)
     if circuit.task != task.name:
         raise ValueError(
             f"The circuit was found on the task {circuit.task!r} and would be audited on "

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import References, select_circuit
-from tl_sparse.circuit import Circuit, Edge, Site
+from tl_sparse.circuit import Circuit, Edge, Node, Site
 from tl_sparse.config import AuditConfig
 from tl_sparse.pruning.trial import Trial, spread_over
 from tl_sparse.selection import Selection
@@ -143,6 +143,11 @@ class Subject:
         """Give the circuit's edges, or `config.max_edges` of them evenly spread."""
         edges = self.selection.edge_list(self.model)
         return edges[:: -(-len(edges) // self.config.max_edges) or 1]
+
+    def some_nodes(self) -> list[Node]:
+        """Give the circuit's nodes, or `config.max_nodes` of them evenly spread."""
+        nodes = self.selection.node_list()
+        return nodes[:: -(-len(nodes) // (self.config.max_nodes or len(nodes) or 1)) or 1]
 
     @torch.no_grad()
     def example_losses(self, gates: Gates, split: Split = "test") -> Tensor:

@@ -50,7 +50,7 @@ def worth(subject: Subject, progress: bool) -> Worth:
     costs = subject.edge_costs(progress)
     found_nodes = [
         Effect(str(node), _cost(subject, node), float(by_node[node.site][node.channel]))
-        for node in selection.node_list()
+        for node in subject.some_nodes()
     ]
     found_edges = [Effect(str(edge), cost, _at(by_edge, edge)) for edge, cost in costs.items()]
     return tuple(found_nodes), tuple(found_edges)

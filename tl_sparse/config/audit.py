@@ -44,6 +44,9 @@ class AuditConfig:
     max_edges: int = 100
     """Edges of a circuit that are tried one by one at most, evenly spread over it."""
 
+    max_nodes: int | None = None
+    """Nodes whose worth is measured one by one at most, evenly spread; None takes all."""
+
     n_control_seeds: int = 0
     """Seeds on which the task is pruned again, on its own prompts, on these resampled and on its
     held-out forms, and nonsense, shuffled labels, shuffled weights and a random model: seven
@@ -57,7 +60,7 @@ class AuditConfig:
         check_fields(self, POSITIVE_INTEGER, "n_random", "n_subsets", "n_adversarial_steps")
         check_fields(self, POSITIVE_INTEGER, "batch_size", "max_edges")
         check_fields(self, POSITIVE_NUMBER, "adversarial_rate")
-        check_fields(self, maybe(POSITIVE_INTEGER), "n_examples")
+        check_fields(self, maybe(POSITIVE_INTEGER), "n_examples", "max_nodes")
         check_fields(self, NON_NEGATIVE_INTEGER, "n_control_seeds")
         check_fields(self, SEED, "seed")
 

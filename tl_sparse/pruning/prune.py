@@ -32,8 +32,8 @@ from tl_sparse.pruning.scores import score_edges, score_nodes
 from tl_sparse.pruning.sizes import Curve, choose_edges, choose_nodes
 from tl_sparse.pruning.trial import Trial, evaluate
 from tl_sparse.resampling import values_on
-from tl_sparse.selection import Selection
-from tl_sparse.sites import coders_of, interface_counts, site_map
+from tl_sparse.selection import Selection, interface_counts
+from tl_sparse.sites import coders_of, site_map
 from tl_sparse.tasks import Task
 
 
@@ -79,12 +79,18 @@ def prune(
         TaskGateError: If the model's accuracy on the test examples is below `config.min_accuracy`.
         UnreachableTargetError: If no circuit on the path reaches `config.target_loss`.
         ValueError: If the references belong to another model, activations are NaN, a prompt is too
-            long, or the task has no other prompts of the kind that the ablation takes values from.
+            long, q and k are tied where they are not pairs, or the task has no other prompts of the
+            kind that the ablation takes values from.
     """
     config = config or PruningConfig()
     references.check(model)
     check_ablation(references, task, config)
     sites = site_map(model, final=config.mask_final)
+    if config.tie_qk and model.cfg.n_key_value_heads:
+        raise ValueError(
+            "tie_qk keeps or drops the q and k node of one channel together, and under grouped "
+            "queries several query heads share a key. Leave tie_qk out."
+        )
     whole, accurate = check_gate(model, task, config, force=force)
     with frozen_parameters(model):
         n, seed = config.n_surroundings, config.seed
