@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser test-browser test-host check bench docs clean
+.PHONY: help demo test browser test-browser test-host dist test-wheel check bench docs clean
 
 help:  ## list these commands
 	@echo "tl_sparse: weight-sparse transformers and their circuits."
@@ -44,6 +44,13 @@ browser: $(STAMP)
 
 test-host: $(STAMP)  ## TransformerLens' own tests with our class in place of theirs (10 minutes; needs PyPI)
 	$(BIN)/python tests/host_suite.py
+
+dist: $(STAMP)  ## the sdist, and from it the wheel, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+test-wheel: dist  ## the wheel in an empty environment: every module, then the demo's smallest size (needs PyPI)
+	PYTHON=$(PYTHON) ./.ci/test-wheel
 
 check: $(STAMP)  ## lint, format, types and a strict build of the docs
 	$(BIN)/ruff check .

@@ -319,7 +319,7 @@ def loaded_after(statement: str, *, after: str = "") -> set[str]:
 
 def test_importing_the_package_loads_nothing_that_its_host_does_not_load():
     # Hence it costs a fraction of a second over TransformerLens: no plotly, no SAELens, no optuna.
-    statement = f"import {PACKAGE}\nfrom {PACKAGE} import plots"
+    statement = f"from {PACKAGE} import *\nfrom {PACKAGE} import plots"
     assert loaded_after(statement, after=f"import {HOST}") == {PACKAGE}
 
 

@@ -115,6 +115,9 @@ class Cell(ABC):
 def _plain(value: Any) -> Any:
     if isinstance(value, Cell | Text):
         return value.spec()
+    if isinstance(value, AuditConfig):
+        # An option that came later and limits nothing leaves the names of older cells as they are.
+        return {k: v for k, v in value.to_dict().items() if (k, v) != ("max_nodes", None)}
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 
