@@ -5,7 +5,7 @@
 # for that, down to single weights, and read what is left.
 
 # %%
-from tl_sparse import PruningConfig, data, plots, prune, references, tasks, zoo
+from tl_sparse import PruningConfig, data, prune, references, tasks, zoo
 
 pair = zoo.load("python-tiny")
 model = pair.sparse
@@ -44,8 +44,8 @@ refs = references(model, corpus, n_tokens=2**17, progress=False)
 circuit = prune(model, task, refs, PruningConfig(target_loss=0.15), progress=False)
 circuit
 
-# %%
-plots.plot_loss_against_edges(circuit)
+# %% [markdown]
+# `plots.plot_loss_against_edges(circuit)` draws the sizes that were tried on the way.
 
 # %% [markdown]
 # ## Reading it

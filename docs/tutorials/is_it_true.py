@@ -5,7 +5,7 @@
 # for things that a model does not do. An audit tries to prove a circuit wrong.
 
 # %%
-from tl_sparse import AuditConfig, audit, data, plots, tasks, zoo
+from tl_sparse import AuditConfig, audit, data, tasks, zoo
 
 pair = zoo.load("python-tiny")
 model, circuit = pair.sparse, pair.circuits["sparse"]["single_double_quote"]
@@ -67,7 +67,4 @@ for name, one in audits.items():
     print(f"{name:28}{', '.join(held) or 'none'}")
 
 # %% [markdown]
-# `plots` draws what is behind a report:
-
-# %%
-plots.plot_loss_against_edges({name: c for name, c in pair.circuits["sparse"].items() if c.edges})
+# `plots.plot_audit(report)` draws the curves behind a report.

@@ -5,7 +5,7 @@
 # minute on a laptop: two layers, 64 channels, generated Python.
 
 # %%
-from tl_sparse import HookedSparseTransformer, SparsityConfig, TrainingConfig, data, plots, train
+from tl_sparse import HookedSparseTransformer, SparsityConfig, TrainingConfig, data, train
 
 corpus = data.python_corpus(generated_fraction=1.0, n_characters=1_500_000, vocab_size=512)
 corpus
@@ -48,19 +48,17 @@ settings = TrainingConfig(
     n_tokens=600_000, batch_size=16, learning_rate=0.01, eval_every=25, anneal="power"
 )
 history = train(model, corpus, settings, progress=False)
-plots.plot_training(history)
+history
 
 # %% [markdown]
 # ## What came out
 #
 # The masked weights *are* zero in the parameters, so nothing needs to know about masks to see a
-# sparse model.
+# sparse model. (`plots.plot_training(history)` and `plots.plot_density(model)` are Plotly figures of
+# the same.)
 
 # %%
 model.summary()
-
-# %%
-plots.plot_density(model)
 
 # %%
 print(model.generate("def ", max_new_tokens=60, temperature=0.7, verbose=False))

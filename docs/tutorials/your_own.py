@@ -88,8 +88,8 @@ refs = references(model, corpus, n_tokens=2**16, progress=False)
 circuit = prune(model, task, refs, PruningConfig(target_loss=0.15), progress=False)
 circuit
 
-# %%
-print(circuit.explain(model, task))
+# %% [markdown]
+# `print(circuit.explain(model, task))` follows it in words, `tl-sparse view` in a browser.
 
 # %% [markdown]
 # On the command line the same, with a task in a file:
