@@ -20,6 +20,7 @@ from tl_sparse.config import AuditConfig
 from tl_sparse.explain import explain
 from tl_sparse.exports import to_circuit_tracer, to_mib
 from tl_sparse.found import from_llama, load_smollm2
+from tl_sparse.gate import task_scores
 from tl_sparse.selection import nonzero_weights, select_nodes
 from tl_sparse.sites import joint_matrix, model_hash, site_map
 
@@ -321,10 +322,10 @@ def test_a_missing_package_or_file_is_named_with_its_remedy(monkeypatch, tmp_pat
 def test_smollm2_closes_a_string_and_a_sentence():
     model = load_smollm2(n_ctx=32)
     assert site_map(model).n_nodes == 30 * (4 * 576 + 576 + 2 * 192 + 1536)
-    prompts = {
-        "When John and Mary went to the shop, John gave a drink to": " Mary",
-        'print("hello': '")',
-    }
-    for prompt, answer in prompts.items():
-        best = model(model.to_tokens(prompt), prepend_bos=False)[0, -1].argmax()
-        assert model.to_string(best[None]) == answer
+    prompt = "When John and Mary went to the shop, John gave a drink to"
+    best = model(model.to_tokens(prompt))[0, -1].argmax()
+    assert model.to_string(best[None]) == " Mary"
+    (quotes,) = task_scores(model, ["single_double_quote"], n_examples=16)
+    assert quotes.accuracy == 1
+    assert quotes.loss is not None
+    assert quotes.loss < 0.05
