@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from html import unescape
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -37,12 +38,13 @@ def circuit(**fields) -> Circuit:
     return Circuit(nodes=(), edges=(), references={}, model_hash="-", **given | fields)
 
 
-def traces(figure: go.Figure) -> dict[str, go.Scatter]:
+def traces(figure: go.Figure) -> dict[str, Any]:
     """The traces of a figure by what a reader sees as their names."""
     assert isinstance(figure, go.Figure)
-    names = [unescape(trace.name) for trace in figure.data]
+    some: Any = figure.data
+    names = [unescape(trace.name) for trace in some]
     assert len(set(names)) == len(names)
-    return dict(zip(names, figure.data, strict=True))
+    return dict(zip(names, some, strict=True))
 
 
 def test_sizes_tried_are_in_the_order_of_edges_and_the_circuit_is_a_mark():
