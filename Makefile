@@ -38,7 +38,6 @@ test-browser: browser  ## the viewer's tests in Chromium (installs it with apt i
 	TL_SPARSE_CHROMIUM="$$(command -v $(CHROMIUM))" $(BIN)/python -m pytest tests/test_browser.py
 
 browser: $(STAMP)
-	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt playwright
 	@command -v $(CHROMIUM) >/dev/null || { apt-get update -q && timeout 400 apt-get install -q -y $(CHROMIUM); } >/dev/null 2>&1 || true
 	@command -v $(CHROMIUM) >/dev/null || { echo "No $(CHROMIUM) is here, and none could be installed (apt-get install $(CHROMIUM))."; exit 1; }
 
