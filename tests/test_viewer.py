@@ -14,11 +14,13 @@ import pytest
 import torch
 from conftest import make_model
 from test_report import HOSTILE, HostileTokens, some_circuit
+from typer.testing import CliRunner
 
 from tl_sparse import viewer
 from tl_sparse.ablation import only_circuit
 from tl_sparse.auditing import AuditReport, Finding
 from tl_sparse.circuit import Circuit, Edge, Node
+from tl_sparse.cli import app
 from tl_sparse.sites import site_map
 from tl_sparse.tasks.base import Pair, PairTask, Split
 from tl_sparse.viewer.page import in_script
@@ -360,6 +362,15 @@ def test_the_server_gives_the_page_and_nothing_else(seen, tmp_path):
         server(tmp_path / "none.html")
     with pytest.raises(ValueError, match="port"):
         server(path, port=70000)
+
+
+def test_the_command_wants_a_page_or_a_model_with_its_circuit(circuit, tmp_path):
+    circuit.save(tmp_path / "circuit.json")
+    for given, message in (("circuit.json", "is no page"), (".", "is a folder"), ("x", "no page")):
+        done = CliRunner().invoke(app, ["view", str(tmp_path / given)])
+        assert done.exit_code == 1
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
 
 
 # -- labels in circuits -----------------------------------------------------------------------

@@ -80,7 +80,7 @@ def by_figure(
     """Sort an audit's curves by what lies across: those named "x, y" go together for each x.
 
     Examples:
-        >>> by_figure({"edges, loss": [(1, 0.5)], "edges, accuracy": [(1, 0.9)]}).keys()
+        >>> by_figure({"edges, loss": [(1.0, 0.5)], "edges, accuracy": [(1.0, 0.9)]}).keys()
         dict_keys(['edges'])
     """
     figures: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}

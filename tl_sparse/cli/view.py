@@ -75,7 +75,7 @@ def view(
     from tl_sparse import viewer
 
     if circuit is None:
-        _refuse_folder(model)
+        _check_page(model)
         out = model
     else:
         check_file(out)
@@ -90,12 +90,20 @@ def view(
         viewer.serve(out, port=port, say=say)
 
 
-def _refuse_folder(page: Path) -> None:
+def _check_page(page: Path) -> None:
+    """Check that a page of ours is there; a circuit or a model alone is none."""
     if page.is_dir():
         raise ValueError(
             f"{page} is a folder. Give a model folder and a circuit, or a page that was made: "
             "`tl-sparse view MODEL CIRCUIT`, `tl-sparse view PAGE.html`."
         )
+    if page.is_file():
+        with page.open(encoding="utf-8", errors="replace") as file:
+            if not file.read(15).lower().startswith("<!doctype html"):
+                raise ValueError(
+                    f"{page} is no page. A circuit is looked at with its model: "
+                    "`tl-sparse view MODEL CIRCUIT`."
+                )
 
 
 def _scene(
