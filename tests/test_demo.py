@@ -171,9 +171,9 @@ def test_a_quick_run_goes_through_every_stage_and_says_that_it_is_no_result(tmp_
     done = CliRunner().invoke(app, arguments)
     said = " ".join(done.output.split())
     assert done.exit_code == 0, said
-    assert "A smoke run: it shows that every stage works." in said
+    assert "A smoke run, to see that the program works, and no result." in said
     page = (tmp_path / "quick/index.html").read_text(encoding="utf-8")
-    assert page.count("A smoke run: it shows that every stage works.") == 1
+    assert page.count("A smoke run, to see that the program works, and no result.") == 1
     rows = json.loads((tmp_path / "quick/summary.json").read_text())["rows"]
     assert [row["arm"] for row in rows] == ["sparse", "dense, equal width"]
 

@@ -58,9 +58,9 @@ from tl_sparse.training import train
 TASK = "single_double_quote"
 
 SMOKE = (
-    "A smoke run: it shows that every stage works. The models saw so little text that they may not "
-    "do the task, and nothing is to be learned from these circuits and numbers. `tl-sparse demo` "
-    "without --quick is the demo."
+    "A smoke run, to see that the program works, and no result. The models saw so little text that "
+    "they can hardly do the task; a circuit may be empty, and then there is nothing to audit. "
+    "`tl-sparse demo` without --quick is the demo."
 )
 """What a quick run says of itself."""
 
