@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from conftest import make_model
 from test_report import HOSTILE, some_circuit
-from test_viewer import EDGES, Hostile, Letters, letter_task
+from test_viewer import EDGES, Letters, hostile_scene, letter_task
 
 from tl_sparse import viewer
 from tl_sparse.auditing import AuditReport, Finding
 from tl_sparse.circuit import Circuit
-from tl_sparse.tasks.base import Pair, PairTask, Split
 
 CHROMIUM = os.environ.get("TL_SPARSE_CHROMIUM", "")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: make test-browser")
@@ -313,7 +312,7 @@ def test_the_theme_can_be_chosen(opened, path):
 def test_fifty_hostile_texts_are_shown_and_never_run(opened, tmp_path):
     assert len(HOSTILE_TEXTS) == 50
     path = tmp_path / "hostile.html"
-    viewer.write_viewer(path, hostile_scene())
+    viewer.write_viewer(path, scene_of_hostile_prompts())
     page = opened(path)
     lines = page.page.evaluate(
         "[...document.querySelectorAll('.prompts .line')].map(e => e.firstChild.textContent)"
@@ -340,20 +339,9 @@ def test_fifty_hostile_texts_are_shown_and_never_run(opened, tmp_path):
     assert circuit.labels["0.v.3"] == HOSTILE_TEXTS[-1]
 
 
-def hostile_scene() -> viewer.Scene:
-    """A circuit whose task and findings are hostile, and each text a prompt of one token."""
-    model: Any = make_model(None, d_vocab=len(Hostile.texts), n_ctx=16)
-    model.tokenizer = Hostile()
-    circuit = some_circuit(model, EDGES, task=HOSTILE)
-    prompts: dict[Split, str] = {"train": "ab", "validation": "ba", "test": "aab"}
-    splits: dict[Split, list[Pair]] = {
-        s: [Pair((HOSTILE + x, "<b>" + x), ("\0", "\u202e"))] for s, x in prompts.items()
-    }
-    task = PairTask(HOSTILE, splits, tokenizer=Hostile())
-    finding = Finding("necessary", HOSTILE, 1.0, 0.5, at_most=False, why=HOSTILE)
-    about = {"model": circuit.model_hash, "n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges}
-    report = AuditReport(HOSTILE, (finding,), provenance=about)
-    seen = viewer.scene(model, circuit, task, report=report, progress=False)
+def scene_of_hostile_prompts() -> viewer.Scene:
+    """A hostile circuit, and each of the texts a prompt of one token."""
+    seen = hostile_scene()
     line = {"scale": 1.0, "values": [64]}
     lines = [
         dict(seen.data["prompts"][0]) | {"tokens": [i], "answer": text, "wrong": text}

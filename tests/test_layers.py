@@ -76,7 +76,7 @@ LAYERS = {
     "capability": 9,
     "bridges": 8,
     "report": 9,
-    "viewer": 8,
+    "viewer": 9,
     "demo_arms": 8,
     "demo": 10,
     "cli": 11,

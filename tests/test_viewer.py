@@ -305,7 +305,8 @@ def test_the_page_has_the_data_and_runs_its_one_script_alone(seen):
     assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\b|DOMParser", page)
 
 
-def test_hostile_texts_end_no_element():
+def hostile_scene() -> viewer.Scene:
+    """A circuit whose task, prompts, answers, labels and findings are hostile."""
     model: Any = make_model(None, d_vocab=len(HostileTokens.texts), n_ctx=16)
     model.tokenizer = Hostile()
     circuit = some_circuit(model, EDGES, task=HOSTILE)
@@ -318,7 +319,11 @@ def test_hostile_texts_end_no_element():
     finding = Finding("necessary", HOSTILE, 1.0, 0.5, at_most=False, why=HOSTILE)
     about = {"model": circuit.model_hash, "n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges}
     report = AuditReport(HOSTILE, (finding,), provenance=about)
-    page = viewer.viewer_page(viewer.scene(model, circuit, task, report=report, progress=False))
+    return viewer.scene(model, circuit, task, report=report, progress=False)
+
+
+def test_hostile_texts_end_no_element():
+    page = viewer.viewer_page(hostile_scene())
     assert page.count("<script") == 2
     assert page.count("</script>") == 2
     assert "\u202e" not in page

@@ -14,6 +14,24 @@ from tl_sparse.circuit import Circuit, Edge, Site
 from tl_sparse.sites import SiteMap, coders_of, joint_matrix, model_hash, site_map
 
 
+def check_question(circuit: Circuit, task: str) -> None:
+    """Check that something can be asked of a circuit on a task: it is its own, and it has a node.
+
+    Raises:
+        ValueError: If the circuit was found on another task, or the last token alone does it.
+    """
+    if circuit.task != task:
+        raise ValueError(
+            f"The circuit was found on the task {circuit.task!r}, and the task given is {task!r}. "
+            "Give the task that it was found on."
+        )
+    if not circuit.nodes:
+        raise ValueError(
+            f"The circuit for {circuit.task} has no node: the last token alone does the task, and "
+            "there is nothing to look into."
+        )
+
+
 def check_circuit(
     circuit: Circuit,
     model: HookedTransformer,

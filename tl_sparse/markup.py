@@ -14,7 +14,23 @@ from tl_sparse.wording import escape
 
 def document(title: str, body: str) -> str:
     """Give a whole page; the body is HTML."""
-    return _PAGE.format(title=escape(title), style=STYLE, body=body)
+    return whole_page(title, f"<main>\n{body}\n</main>")
+
+
+def whole_page(
+    title: str, body: str, *, style: str = "", kind: str = "", script_hash: str = ""
+) -> str:
+    """Give a page all of whose body, HTML, is the caller's.
+
+    `style` is CSS beside the pages' own, `kind` a CSS class of the body, and `script_hash`, as
+    "sha256-...", names the one script that the browser may run; without it, none.
+    """
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    policy += f"; script-src '{script_hash}'" if script_hash else ""
+    named = f' class="{kind}"' if kind else ""
+    return _PAGE.format(
+        title=escape(title), policy=policy, style=STYLE + style, named=named, body=body
+    )
 
 
 def fragment(body: str) -> str:
@@ -185,14 +201,12 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
-<body>
-<main>
+<body{named}>
 {body}
-</main>
 </body>
 </html>
 """

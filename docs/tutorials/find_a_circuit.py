@@ -63,7 +63,7 @@ print(circuit.explain(model, task))
 from tl_sparse import viewer
 
 seen = viewer.scene(model, circuit, task, corpus, n_windows=64, progress=False)
-viewer.write_viewer("/tmp/quotes.html", seen)
+viewer.write_viewer("quotes.html", seen)
 seen
 
 # %% [markdown]

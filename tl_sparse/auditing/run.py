@@ -19,7 +19,7 @@ from tl_sparse.auditing.surroundings import surroundings
 from tl_sparse.auditing.worth import worth
 from tl_sparse.checkpoints import versions
 from tl_sparse.circuit import Circuit
-from tl_sparse.circuit_checks import check_circuit
+from tl_sparse.circuit_checks import check_circuit, check_question
 from tl_sparse.config import AuditConfig
 from tl_sparse.data import Corpus
 from tl_sparse.pruning import named_references
@@ -50,16 +50,7 @@ def audit(
     """
     config = config or AuditConfig()
     check_circuit(circuit, model, resampling=True, latents=True, bundles=True)
-    if circuit.task != task.name:
-        raise ValueError(
-            f"The circuit was found on the task {circuit.task!r} and would be audited on "
-            f"{task.name!r}. Give the task that it was found on."
-        )
-    if not circuit.nodes:
-        raise ValueError(
-            f"The circuit for {circuit.task} has no node: the last token alone does the task, and "
-            "there is nothing to audit."
-        )
+    check_question(circuit, task.name)
     check_lengths(model, task)
     own = circuit_references(model, circuit, corpus)
     if config.n_control_seeds and circuit.ablation == "corpus_mean" and corpus is None:

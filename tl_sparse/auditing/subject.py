@@ -139,6 +139,14 @@ class Subject:
                 self._edge_costs[edge] = self.loss(self.gates_of(fewer)) - self.alone
         return self._edge_costs
 
+    def node_costs(self, progress: bool) -> dict[Node, float]:
+        """Give how far the test loss rises without each node; of very many, of some of them."""
+        costs = {}
+        for node in tqdm(self.some_nodes(), desc="nodes alone", disable=not progress):
+            fewer = self.selection.without(nodes=[node])
+            costs[node] = self.loss(self.gates_of(fewer)) - self.alone
+        return costs
+
     def some_edges(self) -> list[Edge]:
         """Give the circuit's edges, or `config.max_edges` of them evenly spread."""
         edges = self.selection.edge_list(self.model)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tl_sparse.auditing.findings import Effect
 from tl_sparse.auditing.subject import Gates, Parts, Subject
-from tl_sparse.circuit import Edge, Node, Site
+from tl_sparse.circuit import Edge, Site
 from tl_sparse.pruning.trial import spread_over
 from tl_sparse.sites import Joint
 
@@ -49,8 +49,8 @@ def worth(subject: Subject, progress: bool) -> Worth:
     by_edge = integrated(subject, edges, edges_at, progress)
     costs = subject.edge_costs(progress)
     found_nodes = [
-        Effect(str(node), _cost(subject, node), float(by_node[node.site][node.channel]))
-        for node in subject.some_nodes()
+        Effect(str(node), cost, float(by_node[node.site][node.channel]))
+        for node, cost in subject.node_costs(progress).items()
     ]
     found_edges = [Effect(str(edge), cost, _at(by_edge, edge)) for edge, cost in costs.items()]
     return tuple(found_nodes), tuple(found_edges)
@@ -81,11 +81,6 @@ def integrated(
                 if gradient is not None:
                     totals[key] -= len(indices) / n / N_STEPS * gradient * end
     return totals
-
-
-def _cost(subject: Subject, node: Node) -> float:
-    fewer = subject.selection.without(nodes=[node])
-    return subject.loss(subject.gates_of(fewer)) - subject.alone
 
 
 def _at(found: dict[Site | Joint, Tensor], edge: Edge) -> float:

@@ -67,7 +67,7 @@ def compare(
 
     For example:
 
-    - `tl-sparse compare --preset tiny --folder /tmp/compare`
+    - `tl-sparse compare --preset tiny --folder look`
     - `tl-sparse compare --tasks single_double_quote,for_while --seeds 0 --targets 0.15 --workers 2`
     """
     from tl_sparse.sweeps import compare as run

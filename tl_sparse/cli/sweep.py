@@ -77,7 +77,7 @@ def sweep(
 
     For example:
 
-    - `tl-sparse sweep figure3 --preset tiny --folder /tmp/sweep`
+    - `tl-sparse sweep figure3 --preset tiny --folder look`
     - `tl-sparse sweep figure2,figure3 --workers 2 --hours 2`
     """
     from tl_sparse.sweeps import FIGURES as known

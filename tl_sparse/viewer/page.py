@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_sparse.files import write_text
-from tl_sparse.markup import DARK, LIGHT, STYLE
+from tl_sparse.markup import DARK, LIGHT, whole_page
 from tl_sparse.viewer.scene import Scene
 from tl_sparse.wording import escape
 
@@ -33,14 +33,14 @@ def viewer_page(scene: Scene, other: Scene | None = None) -> str:
     scenes = [scene] if other is None else [scene, other]
     title = " and ".join(dict.fromkeys(each.title for each in scenes))
     script = _asset("viewer.js")
-    return _PAGE.format(
+    body = _BODY.format(
         title=escape(title),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_hash(script)}'",
-        style=STYLE + _THEMES + _asset("viewer.css"),
         scenes="\n".join(_scene(each, i) for i, each in enumerate(scenes)),
         data=in_script({"scenes": [dict(each.data) | {"title": each.title} for each in scenes]}),
         script=script,
     )
+    style = _THEMES + _asset("viewer.css")
+    return whole_page(title, body, style=style, kind="viewer", script_hash=_hash(script))
 
 
 def in_script(data: Mapping[str, Any]) -> str:
@@ -78,24 +78,11 @@ _THEMES = (
 )
 """Light or dark by the reader's choice, whatever the system says."""
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body class="viewer">
-<header id="top"><h1>{title}</h1><noscript><p>Without JavaScript there is the drawing alone.</p>
-</noscript></header>
+_BODY = """<header id="top"><h1>{title}</h1>
+<noscript><p>Without JavaScript there is the drawing alone.</p></noscript></header>
 <main id="scenes">
 {scenes}
 </main>
 <aside id="panel" aria-live="polite"></aside>
 <script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+<script>{script}</script>"""

@@ -13,9 +13,10 @@ from tl_sparse.auditing import CLAIMS, AuditReport
 from tl_sparse.auditing.run import circuit_references
 from tl_sparse.auditing.subject import Subject
 from tl_sparse.circuit import Circuit, Node
-from tl_sparse.circuit_checks import check_circuit
+from tl_sparse.circuit_checks import check_circuit, check_question
 from tl_sparse.config import AuditConfig
 from tl_sparse.data import Corpus
+from tl_sparse.displays import NOT_AUDITED
 from tl_sparse.drawing import draw_circuit
 from tl_sparse.explain import explain
 from tl_sparse.interface import residual_links, running_part
@@ -126,6 +127,7 @@ def scene(
         "texts": texts.texts,
         "sizes": [list(point) for point in value.sizes],
         "tried": [list(point) for point in circuit.edge_curve],
+        "not_audited": NOT_AUDITED,
         "audit": None if report is None else _audit(report),
         "circuit": json.loads(whole.to_json()),
         "labels": dict(whole.labels),
@@ -144,16 +146,7 @@ def _check(
             "circuits of channels. Draw it with tl_sparse.drawing.draw_circuit."
         )
     check_circuit(circuit, model, resampling=True)
-    if circuit.task != task.name:
-        raise ValueError(
-            f"The circuit was found on the task {circuit.task!r}, and the task given is "
-            f"{task.name!r}. Give the task that it was found on."
-        )
-    if not circuit.nodes:
-        raise ValueError(
-            f"The circuit for {circuit.task} has no node: the last token alone does the task, and "
-            "there is nothing to see."
-        )
+    check_question(circuit, task.name)
     if report is None:
         return
     mine = (circuit.task, circuit.model_hash, circuit.n_nodes, circuit.n_edges)

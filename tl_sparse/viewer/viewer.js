@@ -495,8 +495,7 @@ function sizePanel(scene) {
 function auditPanel(scene) {
   const {audit} = scene.about;
   if (!audit) {
-    return el("p", {class: "warning", role: "note"}, el("strong", {}, "Not audited. "),
-      "A circuit that reaches its target may still do the task in another way than the model does.");
+    return el("p", {class: "warning", role: "note"}, scene.about.not_audited);
   }
   return [el("h3", {}, "Audit"), el("div", {class: "audit"}, audit.verdicts.map((v) =>
     el("details", {class: v.verdict.replace(" ", "-")},

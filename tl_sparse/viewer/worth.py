@@ -40,12 +40,9 @@ class Worth:
 
 def worth(subject: Subject, *, progress: bool) -> Worth:
     """Measure what each part of a circuit is worth, and its smaller selves."""
-    parts = subject.selection.node_list()
-    alone: dict[Node, float] = {}
+    alone = subject.node_costs(progress)
     in_model: dict[Node, float] = {}
-    for node in tqdm(parts, desc="nodes alone", disable=not progress):
-        fewer = subject.selection.without(nodes=[node])
-        alone[node] = subject.loss(subject.gates_of(fewer)) - subject.alone
+    for node in tqdm(alone, desc="nodes of the model", disable=not progress):
         kept = torch.zeros_like(subject.selection.nodes[node.site])
         kept[node.channel] = True
         in_model[node] = subject.loss(subject.cut({node.site: kept})) - subject.whole
