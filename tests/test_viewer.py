@@ -16,6 +16,7 @@ from conftest import make_model
 from test_report import HOSTILE, HostileTokens, some_circuit
 from typer.testing import CliRunner
 
+import tl_sparse.zoo
 from tl_sparse import viewer
 from tl_sparse.ablation import only_circuit
 from tl_sparse.auditing import AuditReport, Finding
@@ -376,6 +377,20 @@ def test_the_command_wants_a_page_or_a_model_with_its_circuit(circuit, tmp_path)
         assert done.exit_code == 1
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_command_calls_two_circuits_by_what_differs(tmp_path):
+    pair = tl_sparse.zoo.HERE / "python-tiny"
+    name = "single_double_quote.json"
+    out = tmp_path / "two.html"
+    done = CliRunner().invoke(app, [
+        "view", str(pair / "sparse"), str(pair / "circuits/sparse" / name),
+        "--other-model", str(pair / "control"), "--other", str(pair / "circuits/control" / name),
+        "--no-text", "--no-serve", "--quiet", "--out", str(out),
+    ])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    titles = [scene["title"] for scene in data_of(out.read_text(encoding="utf-8"))["scenes"]]
+    assert titles == ["single_double_quote, sparse", "single_double_quote, control"]
 
 
 # -- labels in circuits -----------------------------------------------------------------------

@@ -367,6 +367,11 @@ class Circuit:
         Raises:
             ValueError: If there is no such file, or it is not a whole circuit.
         """
+        if not Path(path).exists():
+            raise ValueError(
+                f"No circuit could be read from {path}: there is no such file. `tl-sparse prune` "
+                "writes one."
+            )
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -81,13 +81,25 @@ def view(
         check_file(out)
         about = {"cache": corpus_cache, "task": task_file, "text": text, "device": device}
         about["progress"] = not quiet
-        pages = [_scene(model, circuit, audit, **about)]
+        first, second = "", ""
         if other is not None:
-            pages.append(_scene(other_model or model, other, other_audit, **about))
+            first, second = _apart((model, circuit), (other_model or model, other))
+        pages = [_scene(model, circuit, audit, which=first, **about)]
+        if other is not None:
+            pages.append(_scene(other_model or model, other, other_audit, which=second, **about))
         viewer.write_viewer(out, *pages)
         say(f"Written to {out}.")
     if serve:
         viewer.serve(out, port=port, say=say)
+
+
+def _apart(one: tuple[Path, Path], two: tuple[Path, Path]) -> tuple[str, str]:
+    """Tell two circuits apart by the first part in which their models' paths, or theirs, differ."""
+    for mine, theirs in zip(one, two, strict=True):
+        parts = zip(mine.absolute().parts, theirs.absolute().parts, strict=False)
+        if differ := next(((a, b) for a, b in parts if a != b), None):
+            return differ
+    return "first", "second"
 
 
 def _check_page(page: Path) -> None:
@@ -111,6 +123,7 @@ def _scene(
     path: Path,
     audit: Path | None,
     *,
+    which: str,
     cache: Path | None,
     task: Path | None,
     text: bool,
@@ -128,4 +141,5 @@ def _scene(
     found = open_task(name, model.tokenizer, max_tokens=model.cfg.n_ctx)
     needed = text or circuit.ablation == "resample_corpus"
     corpus = training_text(model, cache, progress=progress) if needed else None
-    return viewer.scene(model, circuit, found, corpus, report, progress=progress)
+    title = f"{circuit.task}, {which}" if which else circuit.task
+    return viewer.scene(model, circuit, found, corpus, report, title=title, progress=progress)
