@@ -275,7 +275,7 @@ def test_pairs_that_were_moved_are_named_again(own, place):
     assert (lost.code, "--task-file PATH" in lost.err) == (1, True)
     other = run("audit model circuit.json --quick --quiet --task-file elsewhere.jsonl")
     assert other.code == 1
-    assert "found on the task 'mine' and would be audited on 'elsewhere'" in other.err
+    assert "found on the task 'mine', and the task given is 'elsewhere'" in other.err
     (place / "there").mkdir()
     (place / "elsewhere.jsonl").rename(place / "there" / "mine.jsonl")
     found = run("audit model circuit.json --quick --quiet --task-file there/mine.jsonl")
