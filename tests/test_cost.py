@@ -363,7 +363,9 @@ PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("script", ROOT / "examples" / "scaling_cost.py")
+    spec = importlib.util.spec_from_file_location(
+        "script", ROOT / "experiments" / "scaling_cost.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

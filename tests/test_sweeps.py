@@ -515,9 +515,10 @@ def test_the_command_refuses_what_cant_work(arguments, message, tmp_path):
 def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
     store, page = written(tmp_path / "store"), tmp_path / "page.md"
     page.write_text(
-        "# Words\n\n<!-- made by examples/replication.py -->\nstale\n<!-- end -->\n\nMore words.\n"
+        "# Words\n\n<!-- made by experiments/replication.py -->\nstale\n"
+        "<!-- end -->\n\nMore words.\n"
     )
-    example = Path(__file__).resolve().parents[1] / "examples" / "replication.py"
+    example = Path(__file__).resolve().parents[1] / "experiments" / "replication.py"
     command = [sys.executable, str(example), "--folder", str(store.folder), "--page", str(page)]
     subprocess.run([*command, "--preset", "tiny", "--seeds", "0,1"], check=True)
     text = page.read_text()

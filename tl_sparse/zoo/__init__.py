@@ -10,8 +10,8 @@ pair.audits["sparse"]["single_double_quote"]           # how it went to prove it
 print(pair.card["command"])                            # what made it
 ```
 
-A pair is a folder beside this module, written by `examples/make_zoo.py`: two model folders, a JSON
-file for each circuit and audit, and `card.json` with the commands, losses and versions that it
+A pair is a folder beside this module, written by `experiments/make_zoo.py`: two model folders, a
+JSON file for each circuit and audit, and `card.json` with the commands, losses and versions that it
 came from. Circuits and audits belong to exactly these weights; `Circuit.model_hash` says so.
 """
 

@@ -1,7 +1,7 @@
 """Make docs/results/replication.md from the finished cells in results/replication/cells.
 
     tl-sparse sweep figure2,figure3 --preset laptop --folder results/replication --workers 2
-    python examples/replication.py
+    python experiments/replication.py
 
 The first command does what is not done yet and takes hours; the second takes a moment and writes
 whatever is done. The paper's numbers beside ours are read off its figures (Gao et al. 2025).
@@ -19,7 +19,7 @@ from tl_sparse.sweeps.figures import rows_in_markdown
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "replication.md"
 CELLS = ROOT / "results" / "replication"
-MARKS = ("<!-- made by examples/replication.py -->", "<!-- end -->")
+MARKS = ("<!-- made by experiments/replication.py -->", "<!-- end -->")
 
 PAPER_FIGURE_2 = [
     {"target loss": 0.5, "sparse edges": 128, "dense edges": 2929, "dense / sparse": 23},

@@ -1,7 +1,7 @@
 """Make a pair of the zoo from the models of a sweep: tl_sparse/zoo/python-tiny.
 
     tl-sparse sweep figure2 --preset laptop --seeds 0 --folder results/replication --workers 2
-    python examples/make_zoo.py --seed 0
+    python experiments/make_zoo.py --seed 0
 
 Takes the main sparse model and the dense one of nearest validation loss, with the circuits that the
 sweep found in them at the paper's target and the audits that it made of these. Nothing is trained,
@@ -49,7 +49,7 @@ def main() -> None:
         losses[arm] = {"validation_loss": done.loss(cell), "width": cell.width, "key": cell.key}
     card = {
         "command": f"tl-sparse sweep figure2 --preset {args.preset} --seeds {args.seed}; "
-        f"python examples/make_zoo.py --seed {args.seed}",
+        f"python experiments/make_zoo.py --seed {args.seed}",
         "commit": commit(), "corpus": corpus.hash, "models": losses,
         "tasks": {arm: accuracies(model) for arm, model in models.items()},
         "versions": versions(),

@@ -1,7 +1,7 @@
 """Make the tables of docs/scaling.md: what the paper's largest shape costs on 1, 8 and 64 GPUs.
 
-    python examples/scaling_cost.py                    # seconds: nothing is trained
-    python examples/scaling_cost.py --check --sizes small paper
+    python experiments/scaling_cost.py                    # seconds: nothing is trained
+    python experiments/scaling_cost.py --check --sizes small paper
 
 With `--check` the page is left alone. The rates of the machine at hand, of a product of matrices
 and of a copy, take the place of a data sheet's, and steps of the benchmark's dense models, taken
@@ -31,7 +31,7 @@ from tl_sparse.files import write_text
 from tl_sparse.presets import demo_shape
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
-MARKS = ("<!-- tables: made by examples/scaling_cost.py -->", "<!-- end of tables -->")
+MARKS = ("<!-- tables: made by experiments/scaling_cost.py -->", "<!-- end of tables -->")
 
 SHAPE: dict[str, Any] = demo_shape(2048, width=2048) | {"n_layers": 8, "n_ctx": 256, "seed": None}
 SPARSITY = SparsityConfig(

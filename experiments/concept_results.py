@@ -1,7 +1,7 @@
 """Make docs/results/concepts.md: concepts per node, best nodes, and bits per byte of a demo's arms.
 
     tl-sparse demo --folder demo
-    python examples/concept_results.py demo      # some ten minutes on one core
+    python experiments/concept_results.py demo      # some ten minutes on one core
 
 Reads the sparse and the dense model and the corpus of a finished demo, and writes nothing into its
 folder. An SAE is trained on the dense model, by SAELens, into `--saes` (kept for the next run;
@@ -30,7 +30,7 @@ from tl_sparse.sites import model_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "concepts.md"
-MARKS = ("<!-- tables: made by examples/concept_results.py -->", "<!-- end of tables -->")
+MARKS = ("<!-- tables: made by experiments/concept_results.py -->", "<!-- end of tables -->")
 ARMS = ("sparse", "dense")
 SAE_HOOK, D_SAE, K = "blocks.0.hook_resid_post", 1024, 16
 N_SAE_WINDOWS = 4_000

@@ -1,6 +1,6 @@
 """Make docs/results/quotes.md: sparse against dense on the quote task, several seeds.
 
-    python examples/quote_results.py --folder results --seeds 0 1 2    # some three hours, two cores
+    python experiments/quote_results.py --folder results --seeds 0 1 2  # three hours, two cores
 
 For each seed a sparse model and a dense one of equal width are trained and pruned as in the demo
 (pair). The width is searched at which a dense model's mean validation loss equals the sparse one's,
@@ -44,7 +44,7 @@ PRUNINGS = {
     "price 0.001": replace(DEMO_PRUNING, k_coef=1e-3),
     "adaptive, rate 0.03": replace(DEMO_PRUNING, learning_rate=3e-2),
 }
-MARKS = ("<!-- tables: made by examples/quote_results.py -->", "<!-- end of tables -->")
+MARKS = ("<!-- tables: made by experiments/quote_results.py -->", "<!-- end of tables -->")
 
 
 def settings(seed: int, **changes: Any) -> DemoSettings:

@@ -1,7 +1,7 @@
 """The third arm: SAEs on a demo's dense model, chosen by a sweep, then pruned like channels.
 
     tl-sparse demo --folder demo
-    python examples/sae_arm.py --demo demo --out sae_arm.json
+    python experiments/sae_arm.py --demo demo --out sae_arm.json
 
 1. Load the demo's dense model (`--arm`, a folder of the demo) and its text.
 2. Train SAEs of every architecture, width and L0 asked for, for all reads, writes and neurons, and
@@ -148,7 +148,7 @@ def page(found: dict[str, Any], tables: dict[str, list[dict[str, str]]]) -> str:
         "# SAEs on the dense model, pruned",
         "",
         f"Commit {found['commit']}, model {found['model'][:12]}, seed {found['seed']}; chosen: "
-        f"{found['chosen']}. Made by examples/sae_arm.py.",
+        f"{found['chosen']}. Made by experiments/sae_arm.py.",
     ]
     for title, rows in tables.items():
         lines += ["", f"## {title}", "", markdown(rows)]

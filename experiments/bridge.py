@@ -1,7 +1,7 @@
 """Tie a sparse model to the dense one of a demo, and steer the dense one by a node of it.
 
     tl-sparse demo --folder demo
-    python examples/bridge.py demo --out bridged        # half an hour on two cores
+    python experiments/bridge.py demo --out bridged        # half an hour on two cores
 
 1. A dense model of the demo is opened: `--dense dense`, the one of equal width, or `width52` or the
    like, the control of equal loss that a demo with --full has.

@@ -1,6 +1,6 @@
 """Make docs/results/circuits.md: every task that a model can do, sparse and dense, to single edges.
 
-    python examples/task_results.py --folder task-results --seeds 0    # some two hours, two cores
+    python experiments/task_results.py --folder task-results --seeds 0  # some two hours, two cores
 
 For each seed a sparse model is trained on four times the demo's tokens, and dense ones until one
 has its validation loss (train). On each arm every one of the paper's twenty tasks is tried; those
@@ -36,7 +36,7 @@ from tl_sparse.pruning import TaskGateError, UnreachableTargetError, evaluate, s
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "circuits.md"
-MARKS = ("<!-- tables: made by examples/task_results.py -->", "<!-- end of tables -->")
+MARKS = ("<!-- tables: made by experiments/task_results.py -->", "<!-- end of tables -->")
 STAGES = ("train", "prune", "attribution", "curves", "compile")
 N_TOKENS = 4 * DEMO_TRAINING.n_tokens
 N_REFERENCE_TOKENS = 2**18

@@ -1,6 +1,6 @@
 """Audit circuits of several tasks in sparse and dense models, and look for a better pruner.
 
-    python examples/audit_results.py --folder audit-results --seeds 0 1 2     # hours on two cores
+    python experiments/audit_results.py --folder audit-results --seeds 0 1 2   # hours on two cores
 
 For each seed the demo's sparse model is trained, and the dense control of equal loss (train). Each
 task that all of them can do is pruned and audited in both (audit). The nonsense task on quotes goes
@@ -46,7 +46,7 @@ from tl_sparse.pruning import TaskGateError, UnreachableTargetError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "audits.md"
-MARKS = ("<!-- tables: made by examples/audit_results.py -->", "<!-- end of tables -->")
+MARKS = ("<!-- tables: made by experiments/audit_results.py -->", "<!-- end of tables -->")
 STAGES = ("prune", "nonsense", "changes", "audit", "controls")
 QUOTES, NONSENSE = "single_double_quote", "nonsense_quotes"
 TASKS = (QUOTES, "bracket_counting", "var_if", "while_return_true")

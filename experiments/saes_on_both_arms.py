@@ -1,9 +1,9 @@
 """Make docs/results/saes.md: SAEs of four architectures on a sparse model and on its dense control.
 
-    python examples/saes_on_both_arms.py --folder results --seeds 0 1 2    # an hour on one core
+    python experiments/saes_on_both_arms.py --folder results --seeds 0 1 2    # an hour on one core
 
 The models are the demo's: a sparse one and the dense one whose width gives the same validation
-loss. They are trained into the folder, or opened if they are there: examples/quote_results.py
+loss. They are trained into the folder, or opened if they are there: experiments/quote_results.py
 leaves the same ones. The SAEs are SAELens' own, by its own runner, each on the same tokens at one
 hook point; scores are over validation text. `--tiny` shows the way through in half a minute.
 """
@@ -33,7 +33,7 @@ CONTROL_WIDTH = 52  # where the control's loss matched; docs/results/quotes.md
 
 TINY_TRAINING = TrainingConfig(n_tokens=20_000, batch_size=8, n_eval_windows=8)
 TINY = DemoSettings(width=32, sparse_training=TINY_TRAINING, dense_training=TINY_TRAINING)
-MARKS = ("<!-- table: made by examples/saes_on_both_arms.py -->", "<!-- end of table -->")
+MARKS = ("<!-- table: made by experiments/saes_on_both_arms.py -->", "<!-- end of table -->")
 ROOT = Path(__file__).resolve().parents[1]
 SCORES = ("l0", "explained_variance", "loss", "loss_spliced", "loss_zeroed", "loss_recovered")
 
