@@ -54,6 +54,7 @@ API = documented_modules({p: text for p, text in PAGES.items() if p.startswith("
 
 def test_every_page_of_the_nav_exists_and_every_page_is_in_the_nav():
     written = {p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md")}
+    written |= {f"tutorials/{p.stem}.md" for p in (DOCS / "tutorials").glob("*.py")}
     assert written == {page for page in NAV if page.endswith(".md")}
 
 

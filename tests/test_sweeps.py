@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from distributed import LocalCluster
 from typer.testing import CliRunner
 
 from tl_sparse import HookedSparseTransformer, cli, compare
@@ -290,6 +291,35 @@ def test_two_workers_one_of_them_killed_end_with_the_same_files(text, finished, 
     assert killed
     assert outcome.complete
     assert contents(Store(folder)) == contents(finished)
+
+
+def test_no_cell_waits_behind_a_long_one_while_a_worker_is_idle(tmp_path, monkeypatch):
+    """The first model takes until the third is done; the second fails, and its circuit is left."""
+    models = [dense_model(TINY, NOWHERE, seed=seed, width=8) for seed in range(3)]
+    circuits = [
+        CircuitCell(model=model, task="single_double_quote", pruning=QUICK) for model in models
+    ]
+    cells = [cell for pair in zip(models, circuits, strict=True) for cell in pair]
+    last_done, order = threading.Event(), list[Any]()
+
+    def fake(cell: Any, store: Store, *, progress: bool) -> None:
+        if cell == models[0]:
+            assert last_done.wait(30)
+        if cell == models[1]:
+            raise RuntimeError("out of luck")
+        order.append(cell)
+        if cell == circuits[2]:
+            last_done.set()
+
+    monkeypatch.setattr("tl_sparse.sweeps.engine.do", fake)
+    how: Any = {"n_workers": 2, "threads_per_worker": 1, "processes": False}
+    made: Any = LocalCluster(**how | {"dashboard_address": None})
+    with made as cluster:
+        where = cluster.scheduler_address
+        outcome = run_cells(cells, Store(tmp_path), scheduler=where, progress=False)
+    assert order == [models[2], circuits[2], models[0], circuits[0]]
+    assert outcome.failed == {models[1].label: "RuntimeError: out of luck"}
+    assert (outcome.n_done, outcome.n_left) == (4, 1)
 
 
 def test_a_scheduler_that_is_not_there_is_refused(text, tmp_path):

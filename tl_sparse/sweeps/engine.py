@@ -2,7 +2,7 @@
 
 1. `Store.pending` lists what is to be done, each cell after what it needs.
 2. Without workers, one after the other in this process.
-3. With them, each cell is a Dask task that waits for those it needs. The workers are processes of
+3. With them, each cell is a Dask task, given to a worker that is free. The workers are processes of
    this machine (`workers=N`), or whatever is at a scheduler's address (`scheduler="tcp://..."`), on
    machines that see the store's folder at the same path. A worker that is killed is started anew
    and its cell done again, from the checkpoint that it left.
@@ -81,8 +81,7 @@ def _here(
 ) -> Outcome:
     outcome, without = Outcome(), set[str]()
     for cell in pending:
-        late = end is not None and time.monotonic() > end
-        if late or any(needed.key in without for needed in cell.needs):
+        if _over(end) or any(needed.key in without for needed in cell.needs):
             without.add(cell.key)
             outcome.n_left += 1
             continue
@@ -133,43 +132,68 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 def _by_workers(
     pending: Sequence[Cell], store: Store, end: float | None, bar: Any, client: Any
 ) -> Outcome:
-    """Submit all cells, those in front first, and collect them as they end."""
+    """Give each free worker the first cell whose needs are done, until none is left.
+
+    Dask holds no cell that no worker is free for: it would choose a worker for it at once, and the
+    cell would wait there behind a training while another worker is idle.
+    """
     from distributed import as_completed
 
-    futures: dict[str, Any] = {}
+    outcome, running, waiting = Outcome(), as_completed(), list(pending)
+    without, undone = set[str](), {cell.key for cell in pending}
+    cells: dict[str, Cell] = {}
     folder = str(store.folder.absolute())
-    for place, cell in enumerate(pending):
-        needs = [futures[needed.key] for needed in cell.needs if needed.key in futures]
-        futures[cell.key] = client.submit(
-            do_from_spec, cell.spec(), folder, end and time.time() + end - time.monotonic(),
-            *needs, key=cell.key, priority=-place, pure=False,
-        )  # fmt: skip
-    cells, outcome = {cell.key: cell for cell in pending}, Outcome()
-    for future in as_completed(list(futures.values())):
-        cell = cells[future.key]
-        if future.status == "finished" and future.result():
-            outcome.n_done += 1
-            bar.set_description(cell.label)
-            bar.update()
-        elif future.status == "finished":
-            outcome.n_left += 1
-        else:
-            _note_error(outcome, cell, future)
+    while waiting or cells:
+        n_free = _n_threads(client) - len(cells)
+        for cell in [c for c in waiting if not any(need.key in undone for need in c.needs)]:
+            if _over(end) or any(need.key in without for need in cell.needs):
+                without.add(cell.key)
+                undone.discard(cell.key)
+                outcome.n_left += 1
+            elif n_free > 0:
+                future = client.submit(do_from_spec, cell.spec(), folder, key=cell.key, pure=False)
+                cells[future.key] = cell
+                running.add(future)
+                n_free -= 1
+            else:
+                break
+            waiting.remove(cell)
+        if cells:
+            _collect(next(running), cells, undone, without, outcome, bar)
     return outcome
 
 
-def _note_error(outcome: Outcome, cell: Cell, future: Any) -> None:
+def _collect(
+    future: Any,
+    cells: dict[str, Cell],
+    undone: set[str],
+    without: set[str],
+    outcome: Outcome,
+    bar: Any,
+) -> None:
+    """Take note of a cell that has ended."""
+    cell = cells.pop(future.key)
+    undone.discard(cell.key)
+    bar.set_description(cell.label)
+    if future.status == "finished":
+        outcome.n_done += 1
+        bar.update()
+        return
+    without.add(cell.key)
     error = future.exception()
-    if any(needed.label in outcome.failed for needed in cell.needs):
-        outcome.n_left += 1  # Dask gives it the error of what it needs
-    else:
-        outcome.failed[cell.label] = f"{type(error).__name__}: {error}"
+    outcome.failed[cell.label] = f"{type(error).__name__}: {error}"
 
 
-def do_from_spec(spec: dict[str, Any], folder: str, end: float | None, *needs: Any) -> bool:
-    """Do the cell of a spec in a worker, and tell whether it was: not after `end` (Unix time)."""
-    if (end is not None and time.time() > end) or not all(needs):
-        return False
+def _n_threads(client: Any) -> int:
+    """Count the workers' threads as they are now; one is awaited where there is none."""
+    return max(1, sum(client.nthreads().values()))
+
+
+def _over(end: float | None) -> bool:
+    return end is not None and time.monotonic() > end
+
+
+def do_from_spec(spec: dict[str, Any], folder: str) -> None:
+    """Do the cell of a spec in a worker."""
     with _one_thread():
         do(cell_of(spec), Store(Path(folder)), progress=False)
-    return True
