@@ -34,8 +34,7 @@ from tl_sparse import (
     tasks,
 )
 from tl_sparse.config import AuditConfig, PruningConfig
-from tl_sparse.demo import TASK, DemoSettings, arm_specs, train_arm
-from tl_sparse.demo_arms import counted
+from tl_sparse.demo import TASK, DemoSettings, arm_specs, counted, train_arm
 from tl_sparse.files import write_text
 from tl_sparse.presets import DEMO_PRUNING, DEMO_VOCABULARY
 from tl_sparse.pruning import TaskGateError, UnreachableTargetError

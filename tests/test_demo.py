@@ -4,16 +4,21 @@ import html
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import make_model
+from test_report import some_circuit
+from test_viewer import EDGES, Letters, letter_task
 from typer.testing import CliRunner
 
-from tl_sparse import demo
 from tl_sparse.auditing import CLAIMS, AuditReport
 from tl_sparse.circuit import Circuit
 from tl_sparse.cli import app
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
-from tl_sparse.demo import DemoSettings, run_demo
+from tl_sparse.demo import ArmResult, ArmSpec, DemoSettings, pages, run_demo
+from tl_sparse.demo import run as demo
+from tl_sparse.history import History
 from tl_sparse.model import HookedSparseTransformer
 
 TRAINING = TrainingConfig(n_tokens=16 * 8 * 128, batch_size=8, eval_every=8, n_eval_windows=8)
@@ -28,6 +33,7 @@ TINY = DemoSettings(
     pruning=PruningConfig(
         n_steps=4, n_edge_steps=4, drop_one=False, batch_size=8, target_loss=0.9, min_accuracy=0.0
     ),
+    max_viewed_edges=0,
     n_reference_tokens=2048,
     audit=AuditConfig(
         n_random=2, n_subsets=2, n_adversarial_steps=1, n_examples=4, max_edges=2, batch_size=4
@@ -176,6 +182,37 @@ def test_a_quick_run_goes_through_every_stage_and_says_that_it_is_no_result(tmp_
     assert page.count("A smoke run, to see that the program works, and no result.") == 1
     rows = json.loads((tmp_path / "quick/summary.json").read_text())["rows"]
     assert [row["arm"] for row in rows] == ["sparse", "dense, equal width"]
+
+
+def arm_of(name: str, n_edges: int) -> ArmResult:
+    model: Any = make_model(None, n_ctx=16)
+    model.tokenizer = Letters()
+    spec = ArmSpec(name, f"the {name} one", 16, SparsityConfig(), TRAINING)
+    found = some_circuit(model, EDGES[:n_edges], task="letters", target_loss=0.3)
+    return ArmResult(spec, model, History(()), found)
+
+
+def test_the_page_to_click_through_has_two_circuits_and_is_made_once(tmp_path, monkeypatch):
+    arms = [arm_of("first", 4), arm_of("large", 6), arm_of("last", 3)]
+
+    def write(**how: Any) -> dict[str, str]:
+        how = {"max_edges": 5, "progress": False} | how
+        return pages.write_viewer_page(tmp_path, arms, letter_task(), None, **how)
+
+    viewed = write()
+    page = (tmp_path / "circuit.html").read_text(encoding="utf-8")
+    assert list(viewed) == ["first", "last"]
+    assert "the first one and the last one" in page
+    assert "the large one" not in page
+    (tmp_path / "summary.json").write_text(json.dumps({"viewed": viewed}))
+    with monkeypatch.context() as patch:
+        patch.setattr(pages.viewer, "scene", None)
+        assert write() == viewed
+    arms[0] = arm_of("first", 3)
+    assert write() != viewed
+    assert (tmp_path / "circuit.html").read_text(encoding="utf-8") != page
+    assert write(max_edges=0) == {}
+    assert not (tmp_path / "circuit.html").exists()
 
 
 def test_the_command_line_teaches_and_reports_errors_in_one_line(finished, tmp_path):

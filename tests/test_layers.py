@@ -77,7 +77,6 @@ LAYERS = {
     "bridges": 8,
     "report": 9,
     "viewer": 9,
-    "demo_arms": 8,
     "demo": 10,
     "cli": 11,
     "__main__": 12,

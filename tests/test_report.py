@@ -168,6 +168,14 @@ def test_the_page_asks_for_nothing_from_anywhere(page):
     assert not re.search(r"https?:|url\(|@import", style)
 
 
+def test_a_page_links_only_to_files_that_stand_beside_it(tmp_path):
+    see = {"a page?.html": "Look <here>", "//evil.example/x": "there"}
+    write_page(tmp_path / "page.html", title="t", arms=[], see=see)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<a href="./a%20page%3F.html">Look &lt;here&gt;</a>' in text
+    assert 'href=".///evil.example/x"' in text
+
+
 def test_every_svg_is_xml_and_every_element_of_it_is_known(page):
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(drawings) >= 3

@@ -1,15 +1,16 @@
 """`write_page`: one HTML page with what was compared, drawn and in words.
 
-The page opens from disk without a network: no script, no font, no address in it. It shows the
-comparison as a table, the audits, the circuits as drawings and in words, and the training curves,
-and says which circuits were not audited. Every text that comes from data is escaped, with
-characters that can't be seen or that turn the line round written as their escapes.
+The page opens from disk without a network: no script, no font, and no address in it but of files
+beside it. It shows the comparison as a table, the audits, the circuits as drawings and in words,
+and the training curves, and says which circuits were not audited. Every text that comes from data
+is escaped, with characters that can't be seen or that turn the line round written as their escapes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tl_sparse.audit_page import audit_section
 from tl_sparse.auditing import AuditReport
@@ -48,17 +49,20 @@ def write_page(
     arms: Sequence[Arm],
     rows: Sequence[Mapping[str, Any]] = (),
     lead: Sequence[str] = (),
+    see: Mapping[str, str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page that compares some models and their circuits, whole or not at all.
 
     `rows` is the table, one mapping from column to value for each row; `lead` are the
-    caller's paragraphs for the top; `provenance` stands at the foot. The first arm is open.
+    caller's paragraphs for the top, `see` links to files that stand beside the page, name to words;
+    `provenance` stands at the foot. The first arm is open.
 
     Raises:
         OSError: If the page can't be written.
     """
-    write_text(path, page(title, arms, rows=rows, lead=lead, provenance=provenance or {}))
+    text = page(title, arms, rows=rows, lead=lead, see=see or {}, provenance=provenance or {})
+    write_text(path, text)
 
 
 def page(
@@ -67,6 +71,7 @@ def page(
     *,
     rows: Sequence[Mapping[str, Any]],
     lead: Sequence[str],
+    see: Mapping[str, str],
     provenance: Mapping[str, Any],
 ) -> str:
     """Give the page as HTML text."""
@@ -76,6 +81,7 @@ def page(
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(words)}</p>" for words in lead),
+        *map(_link, see, see.values()),
         _WHAT,
         warning(NOT_AUDITED, strong_first=True) if none_audited else "",
         section("Comparison", table(rows)) if rows else "",
@@ -84,6 +90,10 @@ def page(
         section("Where this comes from", numbers(provenance)) if provenance else "",
     ]
     return document(title, "\n".join(filter(None, parts)))
+
+
+def _link(file: str, words: str) -> str:
+    return f'<p><a href="./{quote(file)}">{escape(words)}</a></p>'
 
 
 def _arm(arm: Arm, *, is_open: bool, warn: bool) -> str:

@@ -1,16 +1,4 @@
-"""The demo: text -> two transformers -> the circuit of one task in each -> audits -> a page.
-
-Every stage leaves its result in the folder, so that an interrupted run goes on where it stopped and
-a second one is instant:
-
-    demo/settings.json  the models that were asked for
-    demo/corpus/        tokens of the mixture of real and generated Python
-    demo/sparse/        log, checkpoint, circuit.json, audit.json of the sparse arm
-    demo/dense/         the same for the dense model of equal width
-    demo/width../       the same for narrower dense models, one of equal loss (with full=True)
-    demo/summary.json   the table
-    demo/index.html     the page
-"""
+"""Run the demo: stages that leave their results in a folder, and open those that are there."""
 
 import hashlib
 import json
@@ -24,12 +12,12 @@ from typing import Any
 from tl_sparse import data, tasks
 from tl_sparse.ablation import References, references
 from tl_sparse.auditing import AuditReport, audit
-from tl_sparse.checkpoints import read_json, versions
+from tl_sparse.checkpoints import read_json
 from tl_sparse.circuit import Circuit
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 from tl_sparse.control import match_width, matched_width_preset
-from tl_sparse.demo_arms import ArmResult, ArmSpec, closing_lines, table
-from tl_sparse.explain import explain
+from tl_sparse.demo.arms import ArmResult, ArmSpec, closing_lines
+from tl_sparse.demo.pages import write_results, write_viewer_page
 from tl_sparse.files import write_text
 from tl_sparse.history import History
 from tl_sparse.model import HookedSparseTransformer
@@ -50,7 +38,6 @@ from tl_sparse.presets import (
     demo_shape,
 )
 from tl_sparse.pruning import TaskGateError, UnreachableTargetError, prune
-from tl_sparse.report import Arm, write_page
 from tl_sparse.sites import model_hash
 from tl_sparse.tasks import PairTask
 from tl_sparse.training import train
@@ -88,6 +75,8 @@ class DemoSettings:
     """Tokens over which the nodes' means are measured."""
     audit: AuditConfig | None = field(default_factory=AuditConfig.quick)
     """How much work the audits of the circuits do; None leaves them out."""
+    max_viewed_edges: int = 500
+    """Circuits of more edges are not in the viewer's page, circuit.html; 0 makes no such page."""
     note: str = ""
     """What the page says first, and the closing lines last: what a reader must know of this run."""
 
@@ -175,8 +164,13 @@ def run_demo(
             with clock.stage(f"audit {result.spec.title}"):
                 place = folder / result.spec.name
                 _audit_arm(result, result.circuit, task, corpus, settings, place, progress)
+    with clock.stage("draw the circuits to click through"):
+        viewed = write_viewer_page(
+            folder, results, task, corpus, max_edges=settings.max_viewed_edges, progress=progress
+        )
     with clock.stage("draw the page"):
-        _write_results(folder, settings, results, task, corpus)
+        write_results(folder, results, seed=settings.seed, note=settings.note, task=task,
+                      corpus=corpus, viewed=viewed)  # fmt: skip
     for line in (*closing_lines(folder, results, task), *filter(None, [settings.note])):
         say(line)
     return results
@@ -309,47 +303,6 @@ def _common_target(results: list[ArmResult], target: float) -> float:
     """Give the smallest target, rounded up to two digits, that every able arm reaches."""
     best = [result.losses["best"] for result in results if "best" in result.losses]
     return target if not best else round(max(best) * 1.02 + 0.005, 2)
-
-
-def _write_results(
-    folder: Path,
-    settings: DemoSettings,
-    results: list[ArmResult],
-    task: PairTask,
-    corpus: data.Corpus,
-) -> None:
-    audited = {result.spec.name: result.audit for result in results if result.audit}
-    summary = {
-        "rows": [result.row() for result in results],
-        "verdicts": {name: report.verdicts() for name, report in audited.items()},
-        "seed": settings.seed,
-        "corpus": corpus.hash,
-        "versions": versions(),
-    }
-    write_text(folder / "summary.json", json.dumps(summary, indent=1))
-    arms = []
-    for result in results:
-        circuit = result.circuit
-        if circuit is not None:
-            circuit.save(folder / result.spec.name / "circuit.json")
-        arms.append(
-            Arm(
-                name=result.spec.title,
-                circuit=circuit,
-                explanation=None if circuit is None else explain(circuit, result.model, task),
-                history=result.history,
-                audit=result.audit,
-                description=repr(result.model),
-                note=result.note,
-            )
-        )
-    write_page(
-        folder / "index.html",
-        title="How two transformers close a string",
-        arms=arms,
-        rows=table(results),
-        lead=[settings.note] if settings.note else (),
-    )
 
 
 class _Clock:
