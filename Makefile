@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tutorials test browser test-browser test-host dist test-wheel check bench docs clean
+.PHONY: help demo tutorials readme test browser test-browser test-host dist test-wheel check bench docs clean
 
 help:  ## list these commands
 	@echo "tl_sparse: weight-sparse transformers and their circuits."
@@ -62,6 +62,9 @@ bench: $(STAMP)  ## speed and memory beside plain PyTorch, in bench.json and ben
 
 tutorials: $(STAMP)  ## run every tutorial and build the docs with what they print, in site/ (two minutes)
 	TL_SPARSE_EXECUTE=1 $(BIN)/mkdocs build --strict
+
+readme: $(STAMP)  ## run every command of the README as it is written (a quarter of an hour)
+	$(BIN)/python .ci/readme
 
 docs: $(STAMP)  ## serve the docs on http://127.0.0.1:8000
 	$(BIN)/mkdocs serve

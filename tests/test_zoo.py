@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import make_model
+from typer.testing import CliRunner
 
 from tl_sparse import SparsityConfig, zoo
 from tl_sparse.auditing import audit
@@ -12,6 +13,7 @@ from tl_sparse.bench.circuits import CIRCUIT_DENSITIES, letters_task, made_up_ci
 from tl_sparse.bench.sizes import SIZES
 from tl_sparse.bench.training import our_model
 from tl_sparse.checkpoints import read_tensors
+from tl_sparse.cli import app
 from tl_sparse.config import AuditConfig
 from tl_sparse.sites import model_hash
 
@@ -82,3 +84,24 @@ def test_a_shipped_pair_is_small_and_its_circuits_are_of_its_models(name):
         assert {circuit.model_hash for circuit in pair.circuits[arm].values()} == {found}
         assert pair.audits[arm].keys() <= pair.circuits[arm].keys()
     json.dumps(pair.card)
+
+
+def info(folder: str) -> dict:
+    done = CliRunner().invoke(app, ["info", folder, "--json"])
+    return json.loads(done.stdout) if done.exit_code == 0 else {"error": done.output}
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_command_line_opens_a_pair_by_name_unless_a_folder_of_that_name_is_here(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    pair = zoo.load(name)
+    hashes = {arm: model_hash(getattr(pair, arm)) for arm in zoo.ARMS}
+    assert info(name)["model_hash"] == hashes["sparse"]
+    assert info(f"{name}/control")["model_hash"] == hashes["control"]
+    assert f"There is no folder {name}/nothing to load" in info(f"{name}/nothing")["error"]
+    assert "There is no folder" in info(f"{name}/../{name}")["error"]
+    mine = make_model(SparsityConfig(weight_density=0.5))
+    mine.save(tmp_path / name)
+    assert info(name)["model_hash"] == model_hash(mine)

@@ -19,6 +19,7 @@ from tl_sparse.cli.opening import (
     file_of,
     open_for_tasks,
     open_task,
+    shipped,
     task_again,
     training_text,
 )
@@ -205,7 +206,7 @@ def audit(
     check_file(out)
     from tl_sparse.circuit import Circuit
 
-    found = Circuit.load(circuit)
+    found = Circuit.load(shipped(circuit))
     task = task_again(found.provenance, found.task, task_file)
     loaded = open_for_tasks(model, device=device)
     from tl_sparse.audit_page import write_audit_page

@@ -9,7 +9,7 @@ from tl_sparse.cli.speaking import say, say_json, then
 def info(folder: ModelFolder, as_json: AsJson = False) -> None:
     """Show what a saved model is made of: shapes, densities, dead neurons, bytes, its data.
 
-    For example: `tl-sparse info demo/sparse`
+    For example: `tl-sparse info demo/sparse`, `tl-sparse info python-tiny`
     """
     model = open_model(folder)
     from tl_sparse.checkpoints import stored_bytes

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from tl_sparse.tasks import PairTask
 
 ModelFolder = Annotated[
-    Path, typer.Argument(help="A model's folder, or that of a training run, e.g. demo/sparse.")
+    Path,
+    typer.Argument(
+        help="A model's folder, or that of a training run, e.g. demo/sparse; or python-tiny, which "
+        "comes with the package (python-tiny/control is its dense control)."
+    ),
 ]
 TaskName = Annotated[
     str,
@@ -66,8 +70,23 @@ def device_of(name: str) -> str:
     return name
 
 
+def shipped(path: Path) -> Path:
+    """Give the path in the package of a part of a pair that comes with it, or the path as it is.
+
+    `python-tiny/circuits/sparse/for_while.json` is the package's, where no such file is here.
+    """
+    zoo = Path(__file__).parents[1] / "zoo"
+    within = not path.is_absolute() and ".." not in path.parts and path.parts
+    if within and not path.exists() and (zoo / path.parts[0] / "card.json").is_file():
+        return zoo / path if (zoo / path).exists() else path
+    return path
+
+
 def model_folder(folder: Path) -> Path:
-    """Find the model's folder in a run's, or give the folder as it is."""
+    """Find the model's folder in a run's or a pair's, or give the folder as it is."""
+    folder = shipped(folder)
+    if (folder / "card.json").is_file():
+        return folder / "sparse"
     inside = folder / "checkpoint" / "model"
     return inside if not (folder / "config.json").is_file() and inside.is_dir() else folder
 
@@ -83,7 +102,9 @@ def open_model(folder: Path, *, device: str = "cpu") -> "HookedSparseTransformer
         what = f"There is no folder {folder} to load a model from"
         if place.exists():
             what = f"{folder} is a file, and a model is a folder"
-        raise ValueError(f"{what}. `tl-sparse train --out FOLDER` makes one.")
+        raise ValueError(
+            f"{what}. `tl-sparse train --out FOLDER` makes one; python-tiny comes with the package."
+        )
     device = device_of(device)
     from tl_sparse.model import HookedSparseTransformer
 

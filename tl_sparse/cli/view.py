@@ -13,6 +13,7 @@ from tl_sparse.cli.opening import (
     check_file,
     open_for_tasks,
     open_task,
+    shipped,
     task_again,
     training_text,
 )
@@ -71,6 +72,8 @@ def view(
     - `tl-sparse view demo/sparse/checkpoint/model demo/sparse/circuit.json --audit
       demo/sparse/audit.json --corpus-cache demo/corpus`
     - `tl-sparse view circuit.html`
+    - `tl-sparse view python-tiny python-tiny/circuits/sparse/single_double_quote.json --audit
+      python-tiny/audits/sparse/single_double_quote.json` (these come with the package)
     """
     from tl_sparse import viewer
 
@@ -134,8 +137,8 @@ def _scene(
     from tl_sparse.auditing import AuditReport
     from tl_sparse.circuit import Circuit
 
-    circuit = Circuit.load(path)
-    report = None if audit is None else AuditReport.load(audit)
+    circuit = Circuit.load(shipped(path))
+    report = None if audit is None else AuditReport.load(shipped(audit))
     model = open_for_tasks(folder, device=device)
     name = task_again(circuit.provenance, circuit.task, task)
     found = open_task(name, model.tokenizer, max_tokens=model.cfg.n_ctx)
