@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CHROMIUM ?= chromium
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --durations 25
 
 # Small models wake their threads often: spinning a little saves a quarter of the time on idle cores,
 # and spinning for long, which is the default, costs a multiple of it when the cores are shared.
