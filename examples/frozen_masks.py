@@ -38,9 +38,10 @@ def main() -> None:
     # Both texts in the tokens that the model knows. The old one is of the kind that it learned.
     texts = data.PathTexts([args.text]) if args.text else data.installed_package("transformer_lens")
     new = data.corpus(texts, tokenizer=model.tokenizer, max_tokens=60_000 if args.tiny else None)
-    old = data.python_corpus(tokenizer=model.tokenizer, n_characters=200_000)
+    old = data.python_corpus(tokenizer=model.tokenizer, n_characters=400_000)
+    n_ctx = model.cfg.n_ctx
     windows = {
-        name: corpus.validation.windows(model.cfg.n_ctx, 20)
+        name: corpus.validation.windows(n_ctx, min(64, corpus.validation.n_tokens // n_ctx))
         for name, corpus in {"new": new, "old": old}.items()
     }
     before = {name: mean_loss(model, some) for name, some in windows.items()}

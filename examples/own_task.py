@@ -9,8 +9,8 @@ each should be followed by. Forty pairs are enough to begin with.
     {"prompts": ["a = [b, c", "a = (b, c"], "answers": ["]\n", ")\n"], "split": "train"}
 
 `split` may be left out of all lines. Without a file it takes `pairs.jsonl` beside this script:
-close a list with its bracket and a tuple with its own. The page is one HTML file that needs no network.
-`--tiny` prunes and audits with fewer steps.
+close a list with its bracket and a tuple with its own. The page is one HTML file that needs no
+network. `--tiny` prunes and audits with fewer steps.
 """
 
 import argparse

@@ -15,6 +15,8 @@ Stop it with Ctrl-C, and the same command goes on from the last checkpoint.
 import argparse
 from pathlib import Path
 
+import torch
+
 from tl_sparse import HookedSparseTransformer, SparsityConfig, TrainingConfig, data, train
 from tl_sparse.capability import NGramModel, bits_per_byte
 from tl_sparse.presets import demo_shape
@@ -23,8 +25,9 @@ from tl_sparse.presets import demo_shape
 def read(text: Path | None, pattern: str | None, *, tiny: bool) -> data.Corpus:
     """Tokenise the text; a second run with the same text opens the tokens of the first."""
     texts = data.PathTexts([text], pattern=pattern) if text else data.standard_library()
-    size = {"vocab_size": 512, "max_tokens": 100_000} if tiny else {"vocab_size": 1024}
-    return data.corpus(texts, **size)
+    return data.corpus(
+        texts, vocab_size=512 if tiny else 1024, max_tokens=100_000 if tiny else None
+    )
 
 
 def main() -> None:
@@ -64,7 +67,7 @@ def main() -> None:
         theirs = bits_per_byte(counts, corpus, n_ctx=n_ctx, n_windows=n_windows)
         print(f"  counts of {name:<7} {theirs.per_byte:.3f}")
 
-    start = corpus.tokenizer.decode(corpus.validation.windows(16, 1)[0])
+    start = str(corpus.tokenizer.decode(corpus.validation.windows(16, 1)[0]))
     for seed in range(2):
         print(f"--- sample {seed + 1}, begun with 16 tokens of the text")
         print(sample(model, start, seed))
@@ -77,8 +80,6 @@ def main() -> None:
 
 def sample(model: HookedSparseTransformer, start: str, seed: int) -> str:
     """Let the model go on with a text."""
-    import torch
-
     torch.manual_seed(seed)
     return str(model.generate(start, max_new_tokens=60, temperature=0.7, verbose=False))
 

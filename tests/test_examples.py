@@ -81,6 +81,7 @@ def test_a_dataset_and_a_tokenizer_of_ones_own_end_up_in_the_model(tmp_path):
     assert "'1', '2', " in said
     model = HookedSparseTransformer.load(tmp_path / "out/checkpoint/model")
     mine = AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer")
+    assert model.tokenizer is not None
     assert tokenizer_hash(model.tokenizer) == tokenizer_hash(mine)
     (bits,) = numbers(r"(\d\.\d+) bits a byte", said)
     assert 0.5 < bits < 4
