@@ -8,7 +8,7 @@ The weights that are not zero are trained on, those that are zero stay zero, so 
 together before is what can be wired together after. It says by how much the loss fell on the new
 text and rose on the old, and how many weights changed place. With `--regrow` weights may: it is how
 a sparse model is trained in the first place. Not everything has a mask: embeddings, biases and the
-bigram table are dense in this model, and learn too. `--tiny` takes seconds.
+bigram table are dense in this model, and learn too. A minute of a core; `--tiny` takes seconds.
 """
 
 import argparse

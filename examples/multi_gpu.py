@@ -11,7 +11,8 @@ were not tried**: this was run with two processes on a CPU.
 
 Each process holds the whole model and takes its share of each batch; `train` averages the
 gradients. So the script says nothing about processes but for who prints. The loss that it prints
-depends on `--batch-size`, not on the number of processes. `--tiny` takes seconds.
+depends on `--batch-size`, not on the number of processes. Two minutes of a core; `--tiny` takes
+seconds.
 """
 
 import argparse

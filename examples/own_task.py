@@ -10,7 +10,7 @@ each should be followed by. Forty pairs are enough to begin with.
 
 `split` may be left out of all lines. Without a file it takes `pairs.jsonl` beside this script:
 close a list with its bracket and a tuple with its own. The page is one HTML file that needs no
-network. `--tiny` prunes and audits with fewer steps.
+network. Half a minute of a core; `--tiny` prunes and audits with fewer steps.
 """
 
 import argparse
@@ -63,8 +63,10 @@ def main() -> None:
 
     pruning, auditing = PruningConfig(target_loss=0.15), AuditConfig.quick()
     if args.tiny:
-        pruning = PruningConfig(target_loss=0.15, n_steps=30, n_edge_steps=30)
-        auditing = AuditConfig(n_random=2, n_subsets=2, n_adversarial_steps=2, max_edges=2)
+        pruning = PruningConfig(target_loss=0.15, n_steps=30, n_edge_steps=30, exchange=False)
+        auditing = AuditConfig(
+            n_random=2, n_subsets=2, n_adversarial_steps=2, n_examples=8, max_edges=2
+        )
     circuit = prune(model, task, refs, pruning)
     circuit.save(args.out / "circuit.json")
     print(circuit)

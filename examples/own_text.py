@@ -6,8 +6,8 @@
 
 It trains a tokenizer on the text, then the model: of each weight matrix 2 % is not zero. At the end
 it says how well the model predicts text that it was not trained on, beside counts of pairs and
-triples of tokens in the same text, and lets it write. A short training beats the pairs; for the
-triples it takes more `--tokens`. `--tiny` takes seconds, and its model is too small to be good.
+triples of tokens in the same text, and lets it write. Two minutes of a core; `--tiny` takes
+seconds, and its model is too small to be good.
 
 Stop it with Ctrl-C, and the same command goes on from the last checkpoint.
 """

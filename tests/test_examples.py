@@ -127,5 +127,5 @@ def test_every_example_is_on_the_page_with_its_time_and_runs_here():
     scripts = {path.name for path in EXAMPLES.glob("*.py")}
     page, tests = (ROOT / "docs/examples.md").read_text(), Path(__file__).read_text()
     for script in scripts:
-        assert re.search(rf"^\| `{script}` \|.* s \|$", page, re.MULTILINE), script
+        assert re.search(rf"^\| `{script}` \| .* \| \d+ s \| \d+ s \|$", page, re.MULTILINE), script
         assert f'run(tmp_path, "{script}"' in tests, script
