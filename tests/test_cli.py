@@ -95,6 +95,9 @@ def test_the_list_of_tasks_with_a_model_shows_its_scores(folder, model, monkeypa
     assert "ioi_text: not for this tokenizer; finds fewer than 8 of the words" in shown.text
     assert shown.out.endswith("0 of 1 pass the gate")
     assert "Next: train longer or wider" in shown.err
+    one = run("tasks", TASK, "--model", folder)
+    assert "fails the gate" in one.out
+    assert "Next: train longer or wider" in one.err
     missing = run("tasks", "--model", folder / "nothing")
     assert (missing.code, missing.text[:6]) == (1, "Error:")
 

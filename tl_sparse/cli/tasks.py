@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tl_sparse.model import HookedSparseTransformer
     from tl_sparse.tasks import PairTask
 
+TRAIN_MORE = "train longer or wider, tl-sparse train --tokens N --width N, or ask something easier"
+
 
 def tasks(
     name: Annotated[
@@ -102,7 +104,10 @@ def _show_one(name: str, folder: Path | None, *, as_json: bool) -> None:
             say(line)
     if score is not None:
         say(f"\nthe model: {_in_words(score)}")
-    then(f"tl-sparse prune {folder or 'MODEL'} {name}")
+    if score is not None and not score.passes:
+        then(TRAIN_MORE)
+    else:
+        then(f"tl-sparse prune {folder or 'MODEL'} {name}")
 
 
 def _show_pairs(task: "PairTask") -> None:
@@ -159,7 +164,7 @@ def _show_scores(folder: Path, *, as_json: bool) -> None:
         best = min(passing, key=lambda score: score.loss or 0.0)
         then(f"tl-sparse prune {folder} {best.name}")
     else:
-        then("train longer or wider: tl-sparse train --tokens N --width N")
+        then(TRAIN_MORE)
 
 
 def _scores(model: "HookedSparseTransformer") -> "list[TaskScore]":
