@@ -45,7 +45,7 @@ TITLES = {
 }
 
 TABLES = {
-    "targets": "At each target loss, on the tasks that both arms have a circuit for",
+    "targets": "At each target loss, on the tasks that both arms compared have a circuit for",
     "arms": "The arms at the target of 0.15: circuits with edges, as geometric means over tasks",
     "saes": "The SAEs, scored on validation text",
     "sae tasks": "Circuits of latents at the target of 0.15, each seed's",

@@ -85,6 +85,7 @@ PRESETS: dict[str, Preset] = {
             dense_training=replace(DENSE_TRAINING, n_tokens=102_400, learning_rate=1e-2),
             dense_widths=(8, 16), seeds=(0,), tasks=("single_double_quote", "for_while"),
             targets=(TARGET,), activation_densities=(0.25, 1.0), n_reference_tokens=2048, hours=0.1,
+            saes=replace(SAES, l0=8, n_windows=64, batch_size=256),
         ),
         Preset(
             # Four times the demo's tokens: with the demo's own, few tasks are done well enough.
