@@ -159,7 +159,7 @@ def test_the_finished_cells_that_are_committed_keep_their_names():
     planned = {c.key for c in FIGURES["figure2"](PRESETS["laptop"], text)}
     for key, spec in kept.items():
         assert cell_of(spec).key == key
-    assert len(planned & set(kept)) >= 47  # those of today; other figures' may come beside
+    assert len(planned & set(kept)) >= 45  # those of today; other figures' may come beside
 
 
 def test_a_circuit_of_saes_says_their_settings_and_is_of_their_model():
