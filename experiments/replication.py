@@ -55,7 +55,10 @@ def main() -> None:
         done, asked = summary.about["done"], summary.about["cells"]
         if not done or (figure not in PAPER and done < asked):
             continue  # the other figures share a few models with these, and are shown when whole
-        parts.append(summary.markdown())
+        words = summary.markdown()
+        parts.append(
+            words.replace("docs/concepts/sae_arm.md", "[the SAE arm](../concepts/sae_arm.md)")
+        )
         if figure in PAPER:
             lines = ["The paper's, read off its figure:", "", rows_in_markdown(PAPER[figure]), ""]
             parts.append("\n".join(lines))

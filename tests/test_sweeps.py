@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,13 +20,17 @@ import torch
 from distributed import LocalCluster
 from typer.testing import CliRunner
 
-from tl_sparse import HookedSparseTransformer, cli, compare
+from tl_sparse import Circuit, HookedSparseTransformer, cli, compare
 from tl_sparse.config import AuditConfig, PruningConfig
+from tl_sparse.pruning import evaluate
+from tl_sparse.sae_arm import SAESettings, load_saes, score_saes, splice
+from tl_sparse.sites import model_hash
 from tl_sparse.sweeps import (
     FIGURES,
     PRESETS,
     CircuitCell,
     ModelCell,
+    SAECell,
     Store,
     Text,
     run_cells,
@@ -36,6 +41,7 @@ from tl_sparse.sweeps.means import estimate, geometric_mean
 from tl_sparse.sweeps.plans import dense_model, is_dense, n_block_weights, sparse_model
 from tl_sparse.sweeps.results import Finished, model_rows, ratio, target_rows
 from tl_sparse.sweeps.work import log_kurtosis
+from tl_sparse.tasks import get
 from tl_sparse.training import mean_loss
 
 TINY = PRESETS["tiny"]
@@ -121,7 +127,7 @@ def test_the_key_hangs_on_every_setting():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "cake"}, "kind is one of model, circuit, got 'cake'"),
+        ({"kind": "cake"}, "kind is one of model, saes, circuit, got 'cake'"),
         ({"width": 0}, "width is a positive finite integer, got 0"),
         ({"colour": "red"}, "no model cell of this version: .*colour"),
         ({"device": "tpu"}, "device is one of 'cpu', 'cuda', got 'tpu'"),
@@ -141,6 +147,54 @@ def test_the_models_of_a_plan_have_the_nonzeros_and_widths_that_it_names(text, t
         if isinstance(one, ModelCell) and not is_dense(one):
             n = one.sparsity.weight_density * n_block_weights(PRESETS["laptop"], one.width)
             assert round(n) in PRESETS["laptop"].nonzeros
+
+
+CELLS = Path(__file__).resolve().parents[1] / "results" / "replication" / "cells"
+
+
+def test_the_finished_cells_that_are_committed_keep_their_names():
+    """Results of days of computing: a new field must stay out of the specs of older cells."""
+    kept = {p.stem: json.loads(p.read_text())["cell"] for p in CELLS.glob("*.json")}
+    assert {"13e99ad68275d097", "1a8d64f57d9a4d35", "332216b960c75cd9"} <= set(kept)
+    text = Text(**kept["13e99ad68275d097"]["text"])
+    planned = {c.key for c in FIGURES["figure2"](PRESETS["laptop"], text)}
+    for key, spec in kept.items():
+        assert cell_of(spec).key == key
+    assert len(planned & set(kept)) >= 45  # those of today; other figures' may come beside
+
+
+def test_a_circuit_of_saes_says_their_settings_and_is_of_their_model():
+    model = dense_model(TINY, NOWHERE, seed=0, width=16)
+    saes = SAECell(model=model, settings=SAESettings(l0=4))
+    circuit = CircuitCell(model=model, task="for_while", pruning=PruningConfig())
+    of_latents = replace(circuit, saes=saes)
+    assert "saes" not in circuit.spec()
+    assert of_latents.spec()["saes"]["settings"]["l0"] == 4
+    others = [replace(saes, n_eval_windows=8), replace(saes, settings=SAESettings(l0=8))]
+    keys = [replace(circuit, saes=one).key for one in (None, saes, *others)]
+    assert len(set(keys)) == 4
+    assert of_latents.needs == (model, saes)
+    with pytest.raises(ValueError, match=r"own model, .* seed 0; these are of .* seed 1\."):
+        replace(circuit, saes=replace(saes, model=dense_model(TINY, NOWHERE, seed=1, width=16)))
+
+
+def test_the_sae_arm_comes_after_both_others_at_the_target_and_before_other_targets():
+    preset = replace(PRESETS["laptop"], seeds=(0, 1), tasks=("for_while",), targets=(0.5, 0.15))
+    order = []
+    for cell in FIGURES["figure2"](preset, NOWHERE):
+        if isinstance(cell, CircuitCell):
+            arm = "dense" if is_dense(cell.model) else "sparse"
+            arm = arm if cell.saes is None else "saes"
+            order.append((arm, cell.model.training.seed, cell.pruning.target_loss))
+            assert (cell.audit is not None) is (cell.pruning.target_loss == 0.15)
+    assert order == [
+        ("sparse", 0, 0.15), ("dense", 0, 0.15), ("sparse", 1, 0.15), ("dense", 1, 0.15),
+        ("saes", 0, 0.15), ("saes", 1, 0.15),
+        ("sparse", 0, 0.5), ("dense", 0, 0.5), ("sparse", 1, 0.5), ("dense", 1, 0.5),
+    ]  # fmt: skip
+    without = FIGURES["figure2"](replace(preset, saes=None), NOWHERE)
+    arms = {c.key for c in FIGURES["figure2"](preset, NOWHERE)} - {c.key for c in without}
+    assert len(arms) == 4  # two sets of SAEs, a circuit of each
 
 
 # -- doing them -------------------------------------------------------------------------------
@@ -177,6 +231,84 @@ def test_kurtosis_is_that_of_the_definition():
         fourth = statistics.fmean((v - m) ** 4 for v in row)
         assert found == pytest.approx(fourth / statistics.pvariance(row) ** 2)
     assert log_kurtosis(x)[0].exp().item() == pytest.approx(3, abs=0.3)
+
+
+@pytest.fixture(scope="module")
+def spliced(text, finished, tmp_path_factory):
+    """SAEs on the dense one of the few cells, and a circuit of their latents."""
+    store = Store(tmp_path_factory.mktemp("spliced"))
+    for name in ("cells", "models"):
+        shutil.copytree(finished.folder / name, store.folder / name)
+    store.text_folder.symlink_to(finished.text_folder)
+    *_, model, circuit = few_cells(text)
+    few = {"n_windows": 8, "batch_size": 256, "sites": ("mlp_in",)}
+    settings = SAESettings(expansion=2, l0=8, **few)
+    saes = SAECell(model=model, settings=settings, n_eval_windows=4)
+    few = {"n_random": 2, "n_subsets": 2, "n_adversarial_steps": 2, "n_examples": 4}
+    quick = AuditConfig(**few, max_edges=2, max_nodes=2)
+    # A model of twenty steps can't do a task; a circuit may be as bad as it, and hardly worse.
+    whole = HookedSparseTransformer.load(store.model_folder(model))
+    loss, _ = evaluate(whole, get("with_as", tokenizer=whole.tokenizer), "validation")
+    pruning = replace(QUICK, target_loss=loss + 0.001, edges=False)
+    latents = replace(circuit, task="with_as", saes=saes, pruning=pruning, audit=quick)
+    cells = [saes, latents]
+    outcome = run_cells(cells, store, progress=False)
+    assert (outcome.n_done, outcome.failed) == (2, {})
+    return store, cells
+
+
+def test_a_set_of_saes_is_trained_and_scored_on_its_model(text, spliced):
+    store, (saes, _) = spliced
+    result = cell_result(store, saes)
+    model = HookedSparseTransformer.load(store.model_folder(saes.model))
+    opened = load_saes(store.saes_folder(saes))
+    corpus = text.open(store.text_folder, progress=False)
+    scores = score_saes(model, opened, corpus.validation.windows(128, 4), progress=False)
+    assert result["scores"] == json.loads(json.dumps(scores.to_dict()))
+    assert result["saes_hash"] == model_hash(splice(model, opened)) != model_hash(model)
+    assert result["model_hash"] == model_hash(model)
+
+
+def test_a_circuit_of_latents_is_counted_by_kind_and_audited(spliced):
+    store, (saes, cell) = spliced
+    result = cell_result(store, cell)
+    circuit = Circuit.load(store.place(cell.model) / "circuits" / f"{cell.key}.json")
+    assert circuit.model_hash == cell_result(store, saes)["saes_hash"] == result["saes_hash"]
+    latents = {"mlp_in": 32}
+    of = [latents.get(n.site.name, math.inf) - n.channel for n in circuit.nodes]
+    assert result["n_errors"] == of.count(0)
+    assert result["n_latents"] == sum(0 < n < math.inf for n in of)
+    assert result["n_channels"] == of.count(math.inf)
+    at_errors = [
+        e for e in circuit.edges
+        if any(n.channel == latents.get(n.site.name) for n in (e.source, e.target))
+    ]  # fmt: skip
+    assert result["n_edges_of_errors"] == len(at_errors)
+    assert result["n_edges"] == circuit.n_edges > 0
+    assert set(result["verdicts"].values()) <= {"holds", "fails", "not tested"}
+
+
+def test_lost_saes_are_trained_again_where_they_are_needed_and_others_have_other_circuits(
+    spliced, tmp_path
+):
+    store, (saes, cell) = spliced
+    other = Store(tmp_path)
+    shutil.copytree(store.folder / "cells", tmp_path / "cells")
+    shutil.copytree(store.folder / "models", tmp_path / "models")
+    more = replace(cell, audit=None)
+    assert other.pending([saes, cell]) == []
+    assert other.pending([saes, cell, more]) == [more]
+    shutil.rmtree(other.saes_folder(saes) / "1.mlp_in")
+    assert other.pending([saes, cell, more]) == [saes, more]
+    shutil.rmtree(other.place(cell.model))
+    assert other.pending([saes, cell]) == []  # nothing that is not done needs them
+    assert other.pending([saes, cell, more]) == [cell.model, saes, more]
+    other.keep(saes, cell_result(store, saes) | {"saes_hash": "another"}, seconds=1.0)
+    assert other.result(cell) is None
+    model = cell_result(store, cell.model) | {"model_hash": "another"}
+    other.keep(cell.model, model, seconds=1.0)
+    assert other.result(saes) is None
+    assert other.saes_folder(saes) != store.saes_folder(saes)
 
 
 def test_what_is_done_is_not_done_again_and_a_lost_model_only_where_it_is_needed(
@@ -371,35 +503,105 @@ def test_geometric_means_and_their_intervals():
     assert times.value == pytest.approx(100)
 
 
-def written(tmp_path: Path) -> Store:
+SCORES = {
+    "sites": [
+        {"site": "0.attn_in", "n_latents": 32, "l0": 8.0, "explained_variance": 0.9,
+         "loss_spliced": 3.3, "loss_recovered": 0.98, "n_dead": 8},
+        {"site": "0.mlp_in", "n_latents": 32, "l0": 8.0, "explained_variance": 0.8,
+         "loss_spliced": 3.4, "loss_recovered": 0.96, "n_dead": 0},
+    ],
+    "loss": 3.2, "loss_spliced": 3.6, "n_tokens": 512,
+}  # fmt: skip
+TWO_SEEDS = replace(TINY, seeds=(0, 1), targets=(0.5, 0.15))
+TWO_ARMS = replace(TWO_SEEDS, saes=None)
+
+
+def written(tmp_path: Path, preset: Any = TWO_ARMS) -> Store:
     """A store for figure 2 with made-up results: two seeds, one sparse and two dense models."""
-    preset = replace(TINY, seeds=(0, 1), targets=(0.5, 0.15))
     store, edges = Store(tmp_path), {"sparse": 4, 8: 64, 16: 400}
     for cell in FIGURES["figure2"](preset, NOWHERE):
+        result: dict[str, Any]
         if isinstance(cell, ModelCell):
-            result: dict[str, Any]
             loss = {8: 3.2, 16: 2.9}[cell.width] if is_dense(cell) else 3.15
             result = {"model_hash": cell.key, "validation_loss": loss, "kurtosis": 1.0}
             store.keep(cell, result | {"n_nonzero_blocks": 1000}, seconds=2.0)
             continue
+        if isinstance(cell, SAECell):
+            result = {"model_hash": cell.model.key, "saes_hash": cell.key, "scores": SCORES}
+            store.keep(cell, result, seconds=2.0)
+            continue
         assert isinstance(cell, CircuitCell)
         result = {"model_hash": cell.model.key, "note": ""}
-        if cell.task == "for_while" and is_dense(cell.model) and cell.model.training.seed == 1:
+        seed = cell.model.training.seed
+        if cell.task == "for_while" and is_dense(cell.model) and seed == 1:
             result["note"] = "can't do the task"
         else:
             n = edges[cell.model.width if is_dense(cell.model) else "sparse"]
             result["n_edges"] = n * (1 if cell.pruning.target_loss == 0.15 else 2)
+            result["n_nodes"] = 2 * n
             result["stages"] = [{"stage": "nodes", "n_nodes": 9, "n_edges": 3 * n}]
             if cell.audit is not None:
                 holds = "holds" if not is_dense(cell.model) else "fails"
                 result["verdicts"] = {"necessary": holds, "stable": "not tested"}
+        if cell.saes is not None:
+            result["saes_hash"] = cell.saes.key
+            if "n_edges" in result:
+                kinds = {"n_latents": 20, "n_errors": 3 + seed, "n_channels": 1}
+                verdicts = {"necessary": "holds"}
+                result |= kinds | {"n_nodes": 24 + seed, "n_edges": 36, "n_edges_of_errors": 5}
+                result |= {"verdicts": verdicts}
         store.keep(cell, result, seconds=3.0)
     return store
 
 
+def test_the_sae_arm_stands_beside_the_others_at_the_dense_model_of_nearest_loss(tmp_path):
+    summary = summarise("figure2", TWO_SEEDS, NOWHERE, written(tmp_path, TWO_SEEDS))
+    sparse, dense, saes = summary.tables["arms"]
+    assert (sparse["nodes"][0], sparse["edges"][0]) == (8, 4)
+    assert dense["edges / sparse"] == [16.0, 16.0, 16.0]
+    assert (saes["arm"], saes["tasks with a circuit"]) == ("SAEs on the dense", [2, 1])
+    assert saes["edges / sparse"] == [9.0, 9.0, 9.0]  # 36 / 4
+    assert saes["edges / dense"][0] == pytest.approx(36 / 64, rel=1e-3)
+    # Each task counts once: for_while has seed 0 alone, the quotes the mean of both seeds.
+    nodes = math.sqrt(24 * math.sqrt(24 * 25))
+    assert saes["nodes"][0] == pytest.approx(nodes, rel=1e-3)
+    assert saes["nodes / sparse"][0] == pytest.approx(nodes / 8, rel=1e-3)
+    assert saes["tasks compared with sparse"] == saes["tasks compared with dense"] == 2
+    assert (saes["mean latents"], saes["mean errors"]) == (20, 3.3)
+    assert saes["mean edges at errors"] == 5
+    easy, asked = summary.tables["targets"]
+    assert "SAE edges" not in easy
+    assert (asked["SAE edges"][0], asked["SAE / sparse"][0]) == (36, 9)
+    assert summary.curves["SAEs on the dense"] == [(0.15, 36.0)]
+    assert {"arm": "SAEs on the dense", "claim": "necessary", "holds": 6, "of": 6} in (
+        summary.tables["audit"]
+    )
+    scores = summary.tables["saes"][0]
+    assert (scores["mean L0"], scores["mean explained variance"]) == (8.0, 0.85)
+    assert (scores["least loss recovered"], scores["dead latents"]) == (0.96, "12%")
+    assert (scores["loss"], scores["loss, all spliced"]) == (3.2, 3.6)
+    quotes, loops = summary.tables["sae tasks"]
+    assert (quotes["nodes"], quotes["errors"], quotes["edges"]) == ([24, 25], [3, 4], [36, 36])
+    assert (loops["nodes"], loops["edges"]) == ([24, "can't do the task"], [36, "-"])
+
+
+def test_the_page_of_three_arms_says_what_an_edge_between_latents_is(tmp_path):
+    summary = summarise("figure2", TWO_SEEDS, NOWHERE, written(tmp_path, TWO_SEEDS))
+    for page in (summary.markdown(), summary.html()):
+        assert "Edges between latents are virtual weights" in page
+        assert "docs/concepts/sae_arm.md" in page
+        assert 'class="c2"' in page  # the third colour
+    summary.save(tmp_path)
+    assert json.loads((tmp_path / "figure2.json").read_text())["notes"] == list(summary.notes)
+    without = summarise("figure2", TWO_ARMS, NOWHERE, written(tmp_path / "two", TWO_ARMS))
+    for page in (without.markdown(), without.html()):
+        assert "latents" not in page
+        assert 'class="c2"' not in page
+
+
 def test_each_sparse_model_is_set_beside_the_dense_one_of_nearest_loss(tmp_path):
     store = written(tmp_path)
-    preset = replace(TINY, seeds=(0, 1), targets=(0.5, 0.15))
+    preset = TWO_ARMS
     done = Finished(FIGURES["figure2"](preset, NOWHERE), store)
     (sparse, *dense) = model_rows(done)
     assert (sparse["arm"], sparse["seeds"], sparse["edges"]) == ("sparse", 2, [4.0, 4.0, 4.0])
@@ -416,8 +618,7 @@ def test_each_sparse_model_is_set_beside_the_dense_one_of_nearest_loss(tmp_path)
 
 
 def test_a_summary_is_written_with_what_is_there_and_says_what_is_missing(tmp_path):
-    store = written(tmp_path)
-    preset = replace(TINY, seeds=(0, 1), targets=(0.5, 0.15))
+    store, preset = written(tmp_path), TWO_ARMS
     summary = summarise("figure2", preset, NOWHERE, store)
     n = summary.about["cells"]
     summary.save(tmp_path)
@@ -449,10 +650,18 @@ def made_up(monkeypatch):
     trained: list[int] = []
 
     def fake(cell, store, *, progress):
+        if isinstance(cell, SAECell):
+            result = {"model_hash": cell.model.key, "saes_hash": "x", "scores": SCORES}
+            store.keep(cell, result, seconds=1.0)
+            return
         if isinstance(cell, CircuitCell):
             n_edges = 300 if is_dense(cell.model) else 6
-            store.keep(cell, {"model_hash": cell.model.key, "note": "", "n_edges": n_edges,
-                              "verdicts": {"necessary": "holds"}}, seconds=1.0)  # fmt: skip
+            result = {"model_hash": cell.model.key, "note": "", "n_edges": n_edges, "n_nodes": 9,
+                      "verdicts": {"necessary": "holds"}}  # fmt: skip
+            if cell.saes is not None:
+                result |= {"saes_hash": "x", "n_edges": 60, "n_latents": 6, "n_errors": 2,
+                           "n_channels": 1, "n_edges_of_errors": 7}  # fmt: skip
+            store.keep(cell, result, seconds=1.0)
             return
         loss = 4 - 0.3 * math.log2(cell.width) + 0.01 * cell.training.seed
         trained.extend([cell.width] if is_dense(cell) else [])
@@ -477,6 +686,7 @@ def test_a_comparison_finds_the_controls_width_and_goes_on_where_it_was(
     assert (row["sparse edges"][0], row["dense edges"][0], row["dense / sparse"][0]) == (6, 300, 50)
     tasks = found.summary.tables["tasks"]
     assert tasks[0] == {"task": "single_double_quote", "sparse": [6, 6], "dense": [300, 300]}
+    assert (row["SAE edges"][0], row["SAE / sparse"][0]) == (60, 10)
     n_trained = len(made_up)
     again = compare(tmp_path, preset, progress=False)
     assert len(made_up) == n_trained
@@ -488,9 +698,13 @@ def test_a_comparison_finds_the_controls_width_and_goes_on_where_it_was(
 def test_the_command_compares(made_up, text, texts, tmp_path):
     (tmp_path / "text").symlink_to(texts)
     asked = ["--preset", "tiny", "--folder", tmp_path, "--targets", "0.15,0.5", "--quiet"]
-    result = command(*asked, name="compare")
+    result = command(*asked, "--no-sae", name="compare")
     assert result.exit_code == 0, result.output
     assert "| 0.5 | 6 (6 to 6) | 300 (300 to 300) | 50 (50 to 50) | 2 |" in result.stdout
+    assert not list((tmp_path / "models").glob("*/saes"))
+    result = command(*asked, name="compare")
+    row = "| 0.15 | 6 (6 to 6) | 300 (300 to 300) | 50 (50 to 50) | 2 | 60 (60 to 60) | 10 (10 to"
+    assert row in result.stdout
     numbers = json.loads(command(*asked, "--json", name="compare").stdout)
     assert numbers["about"]["width match"]["width"] > 2
     for wrong, message in (
@@ -516,6 +730,9 @@ def test_the_command_does_a_figure_and_writes_it(tmp_path, finished, monkeypatch
             "diverged": isinstance(cell, ModelCell) and cell.training.eps == 1}, seconds=1.0),
     )  # fmt: skip
     asked = ["optimizer", "--preset", "tiny", "--folder", tmp_path, "--quiet"]
+    for sae, n in (("--sae", 9 + 6), ("--no-sae", 9)):
+        result = command("figure2", *asked[1:], sae, "--estimate")
+        assert f"{n} cells, " in result.stdout
     result = command(*asked, "--estimate")
     assert "18 cells, 18 of them to do." in result.stdout
     result = command(*asked)
@@ -543,7 +760,8 @@ def test_the_command_refuses_what_cant_work(arguments, message, tmp_path):
 
 
 def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
-    store, page = written(tmp_path / "store"), tmp_path / "page.md"
+    preset = replace(TWO_SEEDS, targets=TINY.targets)
+    store, page = written(tmp_path / "store", preset), tmp_path / "page.md"
     page.write_text(
         "# Words\n\n<!-- made by experiments/replication.py -->\nstale\n"
         "<!-- end -->\n\nMore words.\n"
@@ -557,3 +775,4 @@ def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
     assert "stale" not in text
     assert "| 0.15 | 4 (4 to 4) | 64 (64 to 64) | 16 (16 to 16) | 2 |" in text
     assert "| 0.15 | 240 | 5,798 | 24 |" in text  # the paper's
+    assert "[the SAE arm](../concepts/sae_arm.md)" in text

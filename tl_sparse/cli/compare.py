@@ -55,6 +55,9 @@ def compare(
     hours: Annotated[
         float | None, typer.Option(help="Begin no pruning after so long; go on another time.")
     ] = None,
+    sae: Annotated[
+        bool, typer.Option(help="Also SAEs on the dense model, pruned like the two.")
+    ] = True,
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -62,8 +65,9 @@ def compare(
     """Compare a sparse model with a dense one of equal loss, over many tasks.
 
     Trains the sparse model, finds the width at which a dense one has its validation loss, prunes
-    every task on both at every target, and audits the circuits. Numbers, table and page are written
-    to FOLDER as compare.json, .md and .html; whatever stops it, the same command goes on.
+    every task on both at every target, and audits the circuits. Then it trains SAEs on the dense
+    one, and prunes and audits among their latents. Numbers, table and page are written to FOLDER as
+    compare.json, .md and .html; whatever stops it, the same command goes on.
 
     For example:
 
@@ -72,7 +76,7 @@ def compare(
     """
     from tl_sparse.sweeps import compare as run
 
-    chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks, targets=targets)
+    chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks, targets=targets, sae=sae)
     check_folder(folder)
     found = run(
         folder, chosen, tolerance=tolerance, workers=workers, scheduler=scheduler,

@@ -62,6 +62,9 @@ def sweep(
     hours: Annotated[
         float | None, typer.Option(help="Begin no cell after so long; go on another time.")
     ] = None,
+    sae: Annotated[
+        bool, typer.Option(help="In figure2, also SAEs on the dense models, pruned like them.")
+    ] = True,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what there is to do, and do nothing.")
     ] = False,
@@ -86,7 +89,7 @@ def sweep(
     wanted = [_known(name, known, "figure") for name in names(figures)]
     if not wanted:
         raise ValueError(f"Name a figure: {', '.join(known)}.")
-    chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks)
+    chosen = chosen_preset(preset, seeds=seeds, only_tasks=only_tasks, sae=sae)
     store = Store(folder)
     check_folder(folder)
     text = chosen.text(store.text_folder, progress=not quiet)
@@ -128,6 +131,7 @@ def chosen_preset(
     seeds: str | None = None,
     only_tasks: str | None = None,
     targets: str | None = None,
+    sae: bool = True,
 ) -> "Preset":
     """Give a preset, with whatever was asked for in place of its own.
 
@@ -143,6 +147,8 @@ def chosen_preset(
         changes["tasks"] = tuple(_task(task) for task in names(only_tasks))
     if targets is not None:
         changes["targets"] = tuple(_target(target) for target in names(targets))
+    if not sae:
+        changes["saes"] = None
     return replace(PRESETS[_known(name, PRESETS, "preset")], **changes)
 
 

@@ -13,7 +13,7 @@ What comes of `splice` is a model like another to `references`, `prune`, `audit`
 from tl_sparse.sae_arm.scores import ArmScores, SiteScores, score_saes, scores_table
 from tl_sparse.sae_arm.splice import SplicedTransformer, edges_of_errors, splice
 from tl_sparse.sae_arm.sweep import SweepCell, choose, sweep_saes, sweep_table
-from tl_sparse.sae_arm.training import SAESettings, load_saes, train_saes
+from tl_sparse.sae_arm.training import SAESettings, load_saes, missing_sites, train_saes
 
 __all__ = [
     "ArmScores",
@@ -24,6 +24,7 @@ __all__ = [
     "choose",
     "edges_of_errors",
     "load_saes",
+    "missing_sites",
     "score_saes",
     "scores_table",
     "splice",

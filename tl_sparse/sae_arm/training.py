@@ -17,7 +17,7 @@ as one that was not. The settings here that SAELens leaves to the user are those
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from tl_sparse.rules import (
     check_fields,
     checks_itself,
     choice,
+    from_mapping,
     make_plain_,
 )
 from tl_sparse.sae_arm.splice import HASH
@@ -104,6 +105,15 @@ class SAESettings:
         """Give the fields as plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SAESettings":
+        """Build from `to_dict`'s values.
+
+        Raises:
+            ValueError: If a key is unknown or a value is out of range.
+        """
+        return from_mapping(cls, values)
+
     @property
     def name(self) -> str:
         """A short name, good for a folder."""
@@ -164,15 +174,23 @@ def load_saes(folder: str | Path) -> dict[Site, Any]:
         for place in sorted(folder.glob("*.*"))
         if place.is_dir() and not place.name.startswith(".")
     }
-    if not found or not (folder / "settings.json").is_file():
+    missing = missing_sites(folder)
+    if not found or missing is None:
         raise ValueError(f"There are no SAEs of train_saes in {folder}.")
-    noted = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    missing = [site for site in noted["sites"] if Site.parse(site) not in found]
     if missing:
         raise ValueError(
             f"{folder} has no SAE for {', '.join(missing)} yet. Go on with train_saes."
         )
     return dict(sorted(found.items(), key=lambda item: item[0].order))
+
+
+def missing_sites(folder: str | Path) -> list[str] | None:
+    """List the sites that a folder of `train_saes` has no SAE for yet; None if it is none."""
+    noted = Path(folder) / "settings.json"
+    if not noted.is_file():
+        return None
+    sites = json.loads(noted.read_text(encoding="utf-8"))["sites"]
+    return [site for site in sites if not (noted.parent / site).is_dir()]
 
 
 def _load(place: Path) -> Any:

@@ -1,6 +1,7 @@
 """Sweeps: many models, tasks and targets, one figure (`tl-sparse sweep`).
 
-1. `plans` lists the cells of a figure at a preset's size; a `Cell` is one training or one pruning.
+1. `plans` lists the cells of a figure at a preset's size; a `Cell` is one training, of a model or
+   of SAEs on one, or one pruning.
 2. `run_cells` does what a `Store` does not have yet, here, in several processes or on several
    machines.
 3. `summarise` makes the figure's numbers from what is done.
@@ -17,7 +18,7 @@ sweeps.summarise("figure3", preset, text, store).save("sweep")
 A sweep that is killed goes on from the cells in the store; run it again.
 """
 
-from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, Text
+from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell, Text
 from tl_sparse.sweeps.comparing import Comparison, compare
 from tl_sparse.sweeps.engine import Outcome, run_cells
 from tl_sparse.sweeps.figures import Summary, summarise
@@ -33,6 +34,7 @@ __all__ = [
     "ModelCell",
     "Outcome",
     "Preset",
+    "SAECell",
     "Store",
     "Summary",
     "Text",

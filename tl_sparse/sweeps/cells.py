@@ -1,7 +1,8 @@
 """Cells: the pieces of work of a sweep, each a function of its own settings alone.
 
-1. A cell is frozen data: what to train (`ModelCell`), or what to prune on which model
-   (`CircuitCell`). Its `spec` says all of it as JSON, and the hash of that is its `key`.
+1. A cell is frozen data: what to train (`ModelCell`), SAEs of which model (`SAECell`), or what to
+   prune on which model, with or without SAEs (`CircuitCell`). Its `spec` says all of it as JSON,
+   and the hash of that is its `key`.
 2. `needs` are cells that have to be done before.
 3. `work.do` does a cell and gives a small result, as JSON. The same cell gives the same result, bit
    for bit, on the same kind of machine: seeds are part of it, times are not.
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 from tl_sparse.data import Corpus, python_corpus
 from tl_sparse.rules import POSITIVE_INTEGER, WORD, check_fields, checks_itself, choice
+from tl_sparse.sae_arm import SAESettings
 
 
 @checks_itself
@@ -152,20 +154,18 @@ class ModelCell(Cell):
 
 @checks_itself
 @dataclass(frozen=True, kw_only=True)
-class CircuitCell(Cell):
-    """Prune one task on one model, and audit the circuit if asked to."""
+class SAECell(Cell):
+    """Train a set of SAEs on one model, and score them: `sae_arm.train_saes`, `score_saes`."""
 
-    kind: ClassVar[str] = "circuit"
+    kind: ClassVar[str] = "saes"
 
     model: ModelCell
-    task: str
-    pruning: PruningConfig
-    n_reference_tokens: int = 2**18
-    audit: AuditConfig | None = None
+    settings: SAESettings
+    n_eval_windows: int = 64
+    """Windows of the validation text that they are scored on."""
 
     def __post_init__(self) -> None:
-        check_fields(self, WORD, "task")
-        check_fields(self, POSITIVE_INTEGER, "n_reference_tokens")
+        check_fields(self, POSITIVE_INTEGER, "n_eval_windows")
 
     @property
     def needs(self) -> tuple[Cell, ...]:
@@ -174,10 +174,59 @@ class CircuitCell(Cell):
 
     @property
     def label(self) -> str:
+        """SAEs and model."""
+        return f"train SAEs {self.settings.name}, {self.model.label.removeprefix('train ')}"
+
+
+@checks_itself
+@dataclass(frozen=True, kw_only=True)
+class CircuitCell(Cell):
+    """Prune one task on one model, and audit the circuit if asked to.
+
+    Raises:
+        ValueError: If the SAEs are another model's.
+    """
+
+    kind: ClassVar[str] = "circuit"
+
+    model: ModelCell
+    task: str
+    pruning: PruningConfig
+    n_reference_tokens: int = 2**18
+    audit: AuditConfig | None = None
+    saes: SAECell | None = None
+    """SAEs to splice into the model first, so that nodes are latents. Without them they are not in
+    the spec, so that the names of cells are what they were before there were any."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, WORD, "task")
+        check_fields(self, POSITIVE_INTEGER, "n_reference_tokens")
+        if self.saes is not None and self.saes.model != self.model:
+            raise ValueError(
+                f"saes are of the cell's own model, {self.model.label}; these are of "
+                f"{self.saes.model.label}."
+            )
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """The model, and the SAEs if there are any."""
+        return (self.model,) if self.saes is None else (self.model, self.saes)
+
+    @property
+    def label(self) -> str:
         """Task, target and model."""
         how = "" if self.pruning.method == "learned" else f" by {self.pruning.method}"
         on = self.model.label.removeprefix("train ")
-        return f"prune {self.task}{how} at {self.pruning.target_loss:g}, {on}"
+        latents = "" if self.saes is None else f", SAEs {self.saes.settings.name}"
+        return f"prune {self.task}{how} at {self.pruning.target_loss:g}, {on}{latents}"
+
+    def spec(self) -> dict[str, Any]:
+        """Give everything that the result hangs on; the model of the SAEs is said once."""
+        values = super().spec()
+        saes = values.pop("saes")
+        if saes is None:
+            return values
+        return values | {"saes": {k: v for k, v in saes.items() if k != "model"}}
 
 
 def cell_of(spec: Mapping[str, Any]) -> Cell:
@@ -188,7 +237,7 @@ def cell_of(spec: Mapping[str, Any]) -> Cell:
     """
     values = dict(spec)
     kind = values.pop("kind", None)
-    builders = {"model": _model_of, "circuit": _circuit_of}
+    builders = {"model": _model_of, "saes": _saes_of, "circuit": _circuit_of}
     if kind not in builders:
         raise ValueError(f"A cell's kind is one of {', '.join(builders)}, got {kind!r}.")
     try:
@@ -207,11 +256,26 @@ def _model_of(values: dict[str, Any]) -> ModelCell:
     return ModelCell(**values)
 
 
-def _circuit_of(values: dict[str, Any]) -> CircuitCell:
+def _model_in(values: dict[str, Any]) -> ModelCell:
     model = cell_of(values["model"])
     if not isinstance(model, ModelCell):
         raise TypeError("its model is none")
-    values["model"] = model
+    return model
+
+
+def _saes_of(values: dict[str, Any]) -> SAECell:
+    values["model"] = _model_in(values)
+    values["settings"] = SAESettings.from_dict(values["settings"])
+    return SAECell(**values)
+
+
+def _circuit_of(values: dict[str, Any]) -> CircuitCell:
+    if values.get("saes") is not None:
+        saes = cell_of(values["saes"] | {"model": values["model"]})
+        if not isinstance(saes, SAECell):
+            raise TypeError("its SAEs are none")
+        values["saes"] = saes
+    values["model"] = _model_in(values)
     values["pruning"] = PruningConfig.from_dict(values["pruning"])
     if values["audit"] is not None:
         values["audit"] = AuditConfig.from_dict(values["audit"])

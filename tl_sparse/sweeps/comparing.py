@@ -1,9 +1,11 @@
-"""`compare`: a sparse model and its dense control of equal loss, through one pruner and one audit.
+"""`compare`: a sparse model, its dense control of equal loss, and SAEs on that, by one pruner.
 
 1. Train the main sparse model of the preset, once for each seed.
 2. Find the width at which a dense model has its validation loss (`control.match_width`), in mean
    over the seeds: the dense control, as in the paper.
 3. Prune every task at every target on both, and audit the circuits at the target of 0.15.
+4. Train SAEs on the control, splice them in, and prune and audit every task among their latents, at
+   the target of 0.15.
 
 All of it is cells, so a comparison that was stopped goes on where it was.
 """
@@ -17,7 +19,7 @@ from tl_sparse.control import WidthMatch, match_width
 from tl_sparse.sweeps.cells import Cell, ModelCell, Text
 from tl_sparse.sweeps.engine import Outcome, run_cells
 from tl_sparse.sweeps.figures import Summary, comparison
-from tl_sparse.sweeps.plans import Preset, circuits_of, dense_model, sparse_model
+from tl_sparse.sweeps.plans import Preset, arms_of, dense_model, sparse_model
 from tl_sparse.sweeps.store import Store
 
 START_WIDTH = 3 / 8
@@ -26,7 +28,7 @@ START_WIDTH = 3 / 8
 
 @dataclass(frozen=True)
 class Comparison:
-    """A sparse model and its dense control, compared."""
+    """A sparse model, its dense control and SAEs on that, compared."""
 
     summary: Summary
     """Tables and figure; `save(folder)` writes JSON, Markdown and HTML."""
@@ -52,8 +54,9 @@ def compare(
 ) -> Comparison:
     """Compare the main sparse model of a preset with its dense control, over tasks and targets.
 
-    Models, cells, text and results are kept in the folder; a second call goes on. `tolerance` is
-    the largest mean gap in validation loss, in nats a token, that counts as equal.
+    And with SAEs on the control, at the preset's `sae_targets`, unless its `saes` are None. Models,
+    cells, text and results are kept in the folder; a second call goes on. `tolerance` is the
+    largest mean gap in validation loss, in nats a token, that counts as equal.
 
     Raises:
         ValueError: If an argument is out of range, or no width has the sparse model's loss.
@@ -90,9 +93,7 @@ def _losses(cells: Sequence[ModelCell], store: Store, how: dict[str, Any]) -> li
 
 
 def _all_cells(preset: Preset, text: Text, sparse: Sequence[ModelCell], width: int) -> list[Cell]:
-    cells: list[Cell] = []
+    models: list[ModelCell] = []
     for model in sparse:
-        control = dense_model(preset, text, seed=model.training.seed, width=width)
-        for one in (model, control):
-            cells += [one, *circuits_of(preset, one, targets=preset.targets)]
-    return cells
+        models += [model, dense_model(preset, text, seed=model.training.seed, width=width)]
+    return [*arms_of(preset, models, targets=preset.targets)]

@@ -9,6 +9,14 @@ from typing import Any
 from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
 from tl_sparse.markup import document, fragment, markdown_table, section, table
+from tl_sparse.sweeps.arms import (
+    NOTE,
+    SAE_ARM,
+    arm_rows,
+    sae_rows,
+    sae_task_rows,
+    three_arm_rows,
+)
 from tl_sparse.sweeps.cells import Cell, Text
 from tl_sparse.sweeps.means import geometric_mean
 from tl_sparse.sweeps.plans import ABLATIONS, FIGURES, Preset, is_dense, sparse_model
@@ -18,11 +26,11 @@ from tl_sparse.sweeps.results import (
     mean,
     method_rows,
     model_rows,
-    target_rows,
     task_rows,
     verdict_rows,
 )
 from tl_sparse.sweeps.store import Store
+from tl_sparse.wording import escape
 
 Row = Mapping[str, Any]
 Curves = dict[str, list[tuple[float, float]]]
@@ -37,7 +45,10 @@ TITLES = {
 }
 
 TABLES = {
-    "targets": "At each target loss, on the tasks that both arms have a circuit for",
+    "targets": "At each target loss, on the tasks that both arms compared have a circuit for",
+    "arms": "The arms at the target of 0.15: circuits with edges, as geometric means over tasks",
+    "saes": "The SAEs, scored on validation text",
+    "sae tasks": "Circuits of latents at the target of 0.15, each seed's",
     "models": "The models, and their circuits at the target of 0.15",
     "tasks": "Edges at the target of 0.15, each seed's",
     "audit": "Claims of the audit that hold",
@@ -56,6 +67,8 @@ class Summary:
     tables: dict[str, list[dict[str, Any]]]
     curves: Curves
     axes: tuple[str, str]
+    notes: tuple[str, ...] = ()
+    """Sentences that what is shown can't do without."""
 
     def save(self, folder: str | Path) -> None:
         """Write `<figure>.json`, `.md` and `.html` into a folder, each whole or not at all.
@@ -70,7 +83,9 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain JSON values."""
-        return {"about": self.about, "tables": self.tables, "curves": self.curves}
+        return {"about": self.about, "tables": self.tables, "curves": self.curves} | (
+            {"notes": list(self.notes)} if self.notes else {}
+        )
 
     def drawing(self) -> str:
         """Draw the curves as SVG."""
@@ -83,6 +98,8 @@ class Summary:
         lines = [f"{marks} {TITLES[self.figure]}", "", self._progress(), ""]
         if any(self.curves.values()):
             lines += [self.drawing(), ""]
+        for note in self.notes:
+            lines += [note, ""]
         for name, rows in self.tables.items():
             if rows:
                 lines += [f"{TABLES[name]}:", "", rows_in_markdown(rows), ""]
@@ -101,6 +118,7 @@ class Summary:
         body = [f"<p>{self._progress()}</p>"]
         if any(self.curves.values()):
             body.append(self.drawing())
+        body += [f"<p>{escape(note)}</p>" for note in self.notes]
         for name, rows in self.tables.items():
             if rows:
                 body.append(section(TABLES[name], table([_readable(row) for row in rows])))
@@ -114,15 +132,29 @@ class Summary:
 
 
 def comparison(preset: Preset, text: Text, cells: Sequence[Cell], store: Store) -> Summary:
-    """Make the numbers of a comparison of sparse models with their dense control."""
+    """Make the numbers of a comparison of sparse models, their dense control and SAEs on it."""
     done = Finished(cells, store)
-    tables = {"targets": target_rows(done, preset.targets), "models": model_rows(done)}
-    tables |= {"tasks": task_rows(done), "audit": verdict_rows(done)}
+    tables = _arms(done, preset.targets) | {"tasks": task_rows(done), "audit": verdict_rows(done)}
     axes = ("target loss (nats)", "edges (geometric mean over tasks)")
     return Summary(
         "compare", _about("compare", preset, text, done), tables,
-        _over_targets(tables["targets"]), axes,
+        _over_targets(tables["targets"]), axes, _notes(tables),
     )  # fmt: skip
+
+
+def _arms(done: Finished, targets: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
+    """Make the tables of the arms, those of SAEs being empty where there are none."""
+    return {
+        "targets": three_arm_rows(done, targets),
+        "arms": arm_rows(done),
+        "saes": sae_rows(done),
+        "sae tasks": sae_task_rows(done),
+        "models": model_rows(done),
+    }
+
+
+def _notes(tables: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
+    return (NOTE,) if tables.get("sae tasks") else ()
 
 
 def _about(figure: str, preset: Preset, text: Text, done: Finished) -> dict[str, Any]:
@@ -144,8 +176,7 @@ def summarise(figure: str, preset: Preset, text: Text, store: Store) -> Summary:
     curves: Curves = {}
     axes = ("validation loss (nats a token)", "edges (geometric mean over tasks)")
     if figure == "figure2":
-        tables = {"targets": target_rows(done, preset.targets), "models": model_rows(done)}
-        tables |= {"audit": verdict_rows(done)}
+        tables = _arms(done, preset.targets) | {"audit": verdict_rows(done)}
         curves, axes = _over_targets(tables["targets"]), ("target loss (nats)", axes[1])
     elif figure in ("figure3", "activation"):
         tables = {"models": model_rows(done), "audit": verdict_rows(done)}
@@ -155,7 +186,7 @@ def summarise(figure: str, preset: Preset, text: Text, store: Store) -> Summary:
         tables = {"optimizer": optimizer_rows(preset, text, done)}
     else:
         tables = {"methods": method_rows(done)}
-    return Summary(figure, about, tables, curves, axes)
+    return Summary(figure, about, tables, curves, axes, _notes(tables))
 
 
 def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]]:
@@ -181,8 +212,10 @@ def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str,
 
 def _over_targets(rows: Sequence[Row]) -> Curves:
     arms = {"sparse": "sparse edges", "dense, nearest in loss": "dense edges"}
+    if any(row.get("SAE edges") for row in rows):
+        arms[SAE_ARM] = "SAE edges"
     return {
-        arm: [(row["target loss"], row[column][0]) for row in rows if row[column]]
+        arm: [(row["target loss"], row[column][0]) for row in rows if row.get(column)]
         for arm, column in arms.items()
     }
 

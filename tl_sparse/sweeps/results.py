@@ -9,13 +9,13 @@ over tasks.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell
+from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell
 from tl_sparse.sweeps.means import Estimate, estimate
 from tl_sparse.sweeps.plans import TARGET, is_dense
 from tl_sparse.sweeps.store import Store
 
-Edges = dict[str, int]
-"""Edges of a circuit, by task."""
+Counts = dict[str, int]
+"""Edges of a circuit, or nodes, by task."""
 
 
 class Finished:
@@ -24,6 +24,7 @@ class Finished:
     def __init__(self, cells: Iterable[Cell], store: Store) -> None:
         self.results: dict[str, dict[str, Any]] = {}
         self.models: dict[str, ModelCell] = {}
+        self.saes: list[SAECell] = []
         self.circuits: list[CircuitCell] = []
         self.n_asked = 0
         for cell in {cell.key: cell for cell in cells}.values():
@@ -35,6 +36,8 @@ class Finished:
             if isinstance(cell, ModelCell):
                 if not result.get("diverged"):
                     self.models[cell.key] = cell
+            elif isinstance(cell, SAECell):
+                self.saes.append(cell)
             elif isinstance(cell, CircuitCell):
                 self.circuits.append(cell)
 
@@ -42,18 +45,31 @@ class Finished:
         """Give a model's validation loss."""
         return self.results[model.key]["validation_loss"]
 
-    def tried(self, model: ModelCell, *, target: float = TARGET, method: str = "learned"):
-        """List a model's circuits, with those that were not found."""
+    def tried(
+        self, model: ModelCell, *, target: float = TARGET, method: str = "learned",
+        saes: bool = False,
+    ) -> list[CircuitCell]:  # fmt: skip
+        """List a model's circuits, or those of its SAEs, with those that were not found."""
         return [
             cell for cell in self.circuits
             if cell.model.key == model.key and cell.pruning.target_loss == target
-            and cell.pruning.method == method
+            and cell.pruning.method == method and (cell.saes is not None) is saes
         ]  # fmt: skip
+
+    def counts(
+        self, model: ModelCell, what: str, *, target: float = TARGET, saes: bool = False
+    ) -> Counts:
+        """Give a number of each result of a model, or its SAEs, by task, where there are edges."""
+        results = {
+            cell.task: self.results[cell.key]
+            for cell in self.tried(model, target=target, saes=saes)
+        }
+        return {task: r[what] for task, r in results.items() if r.get("n_edges", 0)}
 
     def edges(
         self, model: ModelCell, *, target: float = TARGET, method: str = "learned",
         stage: str | None = None,
-    ) -> Edges:  # fmt: skip
+    ) -> Counts:  # fmt: skip
         """Give the edges of a model's circuits by task, of those that have any.
 
         `stage` counts those left after a stage of the pruner, "nodes" or "edges", not at its end.
@@ -99,7 +115,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def pooled(some: Iterable[Edges]) -> Estimate | None:
+def pooled(some: Iterable[Counts]) -> Estimate | None:
     """Give the geometric mean over tasks of the edges of several seeds."""
     groups: dict[str, list[float]] = {}
     for edges in some:
@@ -108,7 +124,7 @@ def pooled(some: Iterable[Edges]) -> Estimate | None:
     return estimate(groups)
 
 
-def ratio(pairs: Iterable[tuple[Edges, Edges]]) -> Estimate | None:
+def ratio(pairs: Iterable[tuple[Counts, Counts]]) -> Estimate | None:
     """Give the geometric mean of how many times the second has the first's edges.
 
     On the tasks that both of a pair have; the pairs are seeds.
@@ -214,11 +230,13 @@ def task_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]
 def verdict_rows(done: Finished) -> list[dict[str, Any]]:
     """Count how often each claim of the audit holds, by arm."""
     rows = []
-    for arm, dense in (("sparse", False), ("dense", True)):
-        audited = [
-            done.results[c.key]["verdicts"] for c in done.circuits
-            if is_dense(c.model) is dense and "verdicts" in done.results[c.key]
-        ]  # fmt: skip
+    of_arm: dict[str, list[CircuitCell]] = {"sparse": [], "dense": [], "SAEs on the dense": []}
+    for cell in done.circuits:
+        arm = "dense" if is_dense(cell.model) else "sparse"
+        of_arm[arm if cell.saes is None else f"SAEs on the {arm}"].append(cell)
+    for arm, cells in of_arm.items():
+        results = [done.results[cell.key] for cell in cells]
+        audited = [result["verdicts"] for result in results if "verdicts" in result]
         for claim in dict.fromkeys(claim for one in audited for claim in one):
             tested = [one[claim] for one in audited if one.get(claim) != "not tested"]
             if tested:

@@ -1,8 +1,8 @@
 """The store: a folder that holds what is done, a small JSON file for each cell.
 
     folder/cells/<key>.json     spec and result of a finished cell: what is committed
-    folder/models/<key>/        a model's checkpoint and log, references, circuits, audits: large,
-                                made again where it is missing and something still needs it
+    folder/models/<key>/        a model's checkpoint and log, SAEs, references, circuits, audits:
+                                large, made again where missing and something still needs it
     folder/seconds/<key>.json   how long the cell took, outside of its result
     folder/text/                the tokens
 
@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from tl_sparse.files import write_text
-from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell
+from tl_sparse.sae_arm import missing_sites
+from tl_sparse.sweeps.cells import Cell, ModelCell, SAECell
 
 FORMAT = "tl_sparse.cell/1"
+
+HASHES = ("model_hash", "saes_hash")
+"""What a result says of the weights that it came of; `saes_hash` is of the model with its SAEs."""
 
 
 class Store:
@@ -53,16 +57,18 @@ class Store:
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """Give the result of a cell, or None if it is not done.
 
-        A circuit of a model that was since trained to other weights, on another machine, counts as
-        not done.
+        A circuit or SAEs of a model that was since trained to other weights, on another machine,
+        count as not done; so does a circuit of other SAEs.
 
         Raises:
             ValueError: If its file can't be read.
         """
         found = self._read(cell)
-        if isinstance(cell, CircuitCell) and found is not None:
-            model = self._read(cell.model)
-            if model is None or model["model_hash"] != found["model_hash"]:
+        if found is None:
+            return None
+        for needed in cell.needs:
+            given = self._read(needed)
+            if given is None or any(given[h] != found.get(h) for h in HASHES if h in given):
                 return None
         return found
 
@@ -103,8 +109,8 @@ class Store:
     def pending(self, cells: Iterable[Cell]) -> list[Cell]:
         """List what is to be done for some cells, each after what it needs.
 
-        A model that is done is trained again only where its checkpoint is gone and a cell that is
-        not done needs it.
+        A model or SAEs that are done are trained again only where they are gone and a cell that is
+        not done needs them.
         """
         found: dict[str, Cell] = {}
 
@@ -122,11 +128,19 @@ class Store:
         return list(found.values())
 
     def _is_here(self, cell: Cell) -> bool:
+        if isinstance(cell, SAECell):
+            return missing_sites(self.saes_folder(cell)) == []
         return not isinstance(cell, ModelCell) or self.model_folder(cell).is_dir()
 
     def model_folder(self, cell: ModelCell) -> Path:
         """Give the folder of the trained model."""
         return self.place(cell) / "checkpoint" / "model"
+
+    def saes_folder(self, cell: SAECell) -> Path:
+        """Give the folder of the SAEs: another one for other weights of the model."""
+        model = self._read(cell.model)
+        weights = "untrained" if model is None else model["model_hash"][:16]
+        return self.place(cell.model) / "saes" / f"{cell.key}-{weights}"
 
     def _file(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.key}.json"

@@ -1,4 +1,4 @@
-"""What cells do: train and measure a model, find and audit a circuit.
+"""What cells do: train and measure a model, or SAEs of it; find and audit a circuit.
 
 Everything is kept at the place where it can be found again: checkpoints, references, circuits.
 """
@@ -21,8 +21,16 @@ from tl_sparse.files import whole_folder, write_text
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.presets import demo_shape
 from tl_sparse.pruning import TaskGateError, UnreachableTargetError, prune
+from tl_sparse.sae_arm import (
+    SplicedTransformer,
+    edges_of_errors,
+    load_saes,
+    score_saes,
+    splice,
+    train_saes,
+)
 from tl_sparse.sites import model_hash
-from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell
+from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell
 from tl_sparse.sweeps.store import Store
 from tl_sparse.tasks import Task, get
 from tl_sparse.training import DivergedError, train
@@ -41,6 +49,8 @@ def do(cell: Cell, store: Store, *, progress: bool = True) -> dict[str, Any]:
     began = time.perf_counter()
     if isinstance(cell, ModelCell):
         result = train_model(cell, store, progress=progress)
+    elif isinstance(cell, SAECell):
+        result = train_cell_saes(cell, store, progress=progress)
     else:
         assert isinstance(cell, CircuitCell)
         result = find_circuit(cell, store, progress=progress)
@@ -99,18 +109,38 @@ def log_kurtosis(x: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
     return ((centred**4).mean(-1) / (centred**2).mean(-1) ** 2).log()
 
 
+def train_cell_saes(cell: SAECell, store: Store, *, progress: bool) -> dict[str, Any]:
+    """Train a cell's SAEs, or go on with them, and score them on validation text."""
+    trained = store.result(cell.model)
+    assert trained is not None
+    found: dict[str, Any] = {"model_hash": trained["model_hash"], "saes_hash": ""}
+    if trained.get("diverged"):
+        return found | {"diverged": True}
+    model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
+    corpus = cell.model.text.open(store.text_folder, progress=progress)
+    saes = train_saes(model, corpus, store.saes_folder(cell), cell.settings, progress=progress)
+    n_ctx = cell.model.n_ctx
+    n_windows = min(cell.n_eval_windows, corpus.validation.windows_per_epoch(n_ctx))
+    windows = corpus.validation.windows(n_ctx=n_ctx, n_windows=n_windows)
+    scores = score_saes(model, saes, windows, progress=progress)
+    return found | {"saes_hash": model_hash(splice(model, saes)), "scores": scores.to_dict()}
+
+
 # -- circuits ---------------------------------------------------------------------------------
 
 
 def find_circuit(cell: CircuitCell, store: Store, *, progress: bool) -> dict[str, Any]:
-    """Prune a cell's task on its model, and audit the circuit."""
+    """Prune a cell's task on its model, with its SAEs if it has any, and audit the circuit."""
     trained = store.result(cell.model)
     assert trained is not None
     found: dict[str, Any] = {"model_hash": trained["model_hash"], "note": ""}
+    if cell.saes is not None:
+        scored = store.result(cell.saes)
+        assert scored is not None
+        found["saes_hash"] = scored["saes_hash"]
     if trained.get("diverged"):
         return found | {"note": "the model diverged"}
-    folder = store.model_folder(cell.model)
-    model = HookedSparseTransformer.load(folder, device=cell.model.device)
+    model = _model_of(cell, store)
     corpus = cell.model.text.open(store.text_folder, progress=progress)
     try:
         task = get(cell.task, tokenizer=model.tokenizer)
@@ -128,7 +158,30 @@ def find_circuit(cell: CircuitCell, store: Store, *, progress: bool) -> dict[str
     found |= {"losses": circuit.losses, "stages": circuit.provenance["stages"]}
     found |= {"n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges}
     found |= {"n_interface": circuit.n_interface, "n_biases": circuit.n_biases}
+    found |= count_kinds(circuit, model)
     return found | _audited(cell, store, model, circuit, task, corpus, progress=progress)
+
+
+def _model_of(cell: CircuitCell, store: Store) -> HookedSparseTransformer:
+    """Open a cell's model, and splice in its SAEs if it has any."""
+    folder = store.model_folder(cell.model)
+    model = HookedSparseTransformer.load(folder, device=cell.model.device)
+    return model if cell.saes is None else splice(model, load_saes(store.saes_folder(cell.saes)))
+
+
+def count_kinds(circuit: Circuit, model: HookedSparseTransformer) -> dict[str, int]:
+    """Count a circuit's latents, errors and channels, and the edges at errors; {} without SAEs."""
+    if not isinstance(model, SplicedTransformer):
+        return {}
+    ends = {site: coder.n_latents for site, coder in model.coders.items()}
+    coded = [node for node in circuit.nodes if node.site in ends]
+    n_errors = sum(node.channel == ends[node.site] for node in coded)
+    return {
+        "n_latents": len(coded) - n_errors,
+        "n_errors": n_errors,
+        "n_channels": circuit.n_nodes - len(coded),
+        "n_edges_of_errors": len(edges_of_errors(circuit, model)),
+    }
 
 
 def _audited(
@@ -159,7 +212,8 @@ def _references(
     progress: bool,
 ) -> References:
     """Measure the means of a model's nodes, or open those that another cell measured."""
-    place = store.place(cell.model) / f"references-{cell.n_reference_tokens}"
+    of = "" if cell.saes is None else f"-{cell.saes.key}"
+    place = store.place(cell.model) / f"references-{cell.n_reference_tokens}{of}"
     if (place / "references.json").is_file():
         about = json.loads((place / "references.json").read_text(encoding="utf-8"))
         if about["model_hash"] == model_hash(model):
