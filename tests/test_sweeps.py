@@ -74,7 +74,12 @@ def few_cells(text: Text) -> list[Any]:
         dense_model(preset, text, seed=0, width=16),
     ]
     circuits = [
-        CircuitCell(model=m, task="single_double_quote", pruning=QUICK, n_reference_tokens=512)
+        CircuitCell(
+            model=m,
+            task="with_as",
+            pruning=replace(QUICK, target_loss=0.74),
+            n_reference_tokens=512,
+        )
         for m in models
     ]
     return [models[0], circuits[0], models[1], circuits[1]]
@@ -396,6 +401,8 @@ def test_killed_at_ten_random_moments_a_sweep_ends_with_the_same_files(text, fin
     )
     assert done.stdout.split()[-1] == "10"
     assert contents(Store(folder)) == contents(finished)
+    circuits = [cell for cell in few_cells(text) if isinstance(cell, CircuitCell)]
+    assert all("n_edges" in cell_result(finished, cell) for cell in circuits)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # Dask's own, of a worker that dies
