@@ -124,6 +124,8 @@ def test_pruning_from_the_command_line_writes_the_circuit_of_the_call(
     settings = circuit.provenance["pruning"]
     assert (settings["seed"], settings["n_surroundings"]) == (5, 1)
     assert repr(circuit) in found.text
+    assert circuit.n_nodes == 0
+    assert "Next: ask for a lower --target-loss, or something else" in found.text
     resampled = run("prune", folder, TASK, *options, "--target-loss", 3, "--force", "--ablation",
                     "resample_corpus")  # fmt: skip
     assert resampled.code == 0, resampled.text

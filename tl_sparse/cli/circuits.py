@@ -111,7 +111,13 @@ def prune(
         say("Stopped: the smallest circuit so far, smaller ones may exist.")
     say(repr(circuit))
     say(f"Written to {out}.")
-    then(f"tl-sparse audit {model} {out}: can it be proved wrong?")
+    if circuit.nodes:
+        then(f"tl-sparse audit {model} {out}: can it be proved wrong?")
+    else:
+        then(
+            "ask for a lower --target-loss, or something else: the last token alone (embedding, "
+            "bigram table, what is held) reaches this one, so there is no circuit to read."
+        )
 
 
 def _pruning(target_loss: float, surroundings: int, seed: int, ablation: str) -> "PruningConfig":

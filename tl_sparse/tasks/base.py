@@ -301,8 +301,8 @@ def _why_not(prompt: str, answer: str, *, whole: tuple[int, ...], tokenizer: Any
     if len(alone) != 1:
         return (
             f"needs its answer {answer!r} to be one token; this tokenizer makes {len(alone)}: "
-            f"{[tokenizer.decode([token]) for token in alone]}. Train a tokenizer on Python text "
-            "(tl_sparse.data.train_tokenizer) or choose another task."
+            f"{[tokenizer.decode([token]) for token in alone]}. Choose another answer, or "
+            "train with a tokenizer that has it: of more such text, or with a larger vocabulary."
         )
     return (
         f"needs its answer {answer!r} to be the next token after {prompt!r}; this tokenizer cuts "
