@@ -27,7 +27,7 @@ from transformer_lens import HookedTransformer
 from tl_sparse.ablation import fast_attention
 from tl_sparse.bridges.hybrids import check_models, site_hooks
 from tl_sparse.bridges.modules import Bridges
-from tl_sparse.nodes import Node
+from tl_sparse.nodes import Node, Site
 from tl_sparse.rules import checks_itself, choice
 from tl_sparse.sites import site_map
 
@@ -93,12 +93,16 @@ def pushed(
     dense: HookedTransformer, node: Node, push: Float[Tensor, "batch pos d_dense"], into: Into
 ) -> Iterator[None]:
     """Add something in the dense model where a node's push belongs, inside a `with` block."""
-    which, norm = READS[node.site.name]
-    name = f"blocks.{node.site.layer}.{norm}.hook_normalized"
+    name = read_hook(node)
     if into == "residual":
-        name = site_hooks(dense)[2 * node.site.layer + which]
+        name = site_hooks(dense)[2 * node.site.layer + READS[node.site.name][0]]
     with dense.hooks(fwd_hooks=[(name, partial(_add, push))]), fast_attention(dense):
         yield
+
+
+def read_hook(node: Node) -> str:
+    """Give the dense model's hook point where it reads what the node's sublayer reads."""
+    return f"blocks.{node.site.layer}.{READS[node.site.name][1]}.hook_normalized"
 
 
 def _add(push: Tensor, activation: Tensor, hook: Any) -> Tensor:
@@ -128,11 +132,16 @@ def _note(found: list[Tensor], channel: int, activation: Tensor, hook: Any) -> N
 
 def decoder_row(bridges: Bridges, node: Node, into: Into) -> Float[Tensor, " d_dense"]:
     """Give a node's row of its site's decoder, rescaled for where it is added."""
-    site = 2 * node.site.layer + READS[node.site.name][0]
-    scale = bridges.rms_sparse[site]
+    return decoder_rows(bridges, node.site, into)[node.channel]
+
+
+def decoder_rows(bridges: Bridges, site: Site, into: Into) -> Float[Tensor, "d_sparse d_dense"]:
+    """Give the decoder in front of a read, rescaled for where its rows are added."""
+    index = 2 * site.layer + READS[site.name][0]
+    scale = bridges.rms_sparse[index]
     if into == "read":
-        scale = scale / bridges.rms_dense[site]
-    return bridges[site].W_dec.detach()[node.channel] * scale
+        scale = scale / bridges.rms_dense[index]
+    return bridges[index].W_dec.detach() * scale
 
 
 @checks_itself
