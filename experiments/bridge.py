@@ -164,13 +164,14 @@ def section(name: str, found: dict[str, Any]) -> str:
     lines += [
         "",
         "| read (validation, of the two answers) | one half at strength, own difference | P at 1 "
-        "| one half, all nodes decoded | P at 1 | cosine |",
-        "|---|---|---|---|---|---|",
+        "| one half, all nodes decoded | P at 1 | P at 1, random directions | cosine |",
+        "|---|---|---|---|---|---|---|",
     ]
     for values in found["limits"]:
         limit = ReadLimit(**values)
         numbers = [limit.strength_at(0.5), limit.own[-1]]
-        numbers += [limit.strength_at(0.5, decoded=True), limit.decoded[-1], limit.cosine]
+        numbers += [limit.strength_at(0.5, decoded=True), limit.decoded[-1], limit.random[-1]]
+        numbers += [limit.cosine]
         lines.append(f"| {limit.site} | " + " | ".join(map(_number, numbers)) + " |")
     lines += ["", "| node (validation) | P at 1 | one half at strength |", "|---|---|---|"]
     lines += [

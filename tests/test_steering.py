@@ -256,6 +256,9 @@ def test_a_curve_is_saved_loaded_and_drawn(tmp_path):
     assert len(list(ElementTree.fromstring(made(random=()).draw()).iter("li"))) == 4
     assert "of the two" in made(among="answers").draw()
     assert "of the two" not in made().draw()
+    shown = made()._repr_html_()
+    assert made().draw() in shown
+    assert "<style>" in shown
 
 
 def test_nodes_are_ranked_by_the_strength_they_need_then_by_how_far_they_get(monkeypatch):
@@ -306,6 +309,8 @@ def test_what_a_read_can_do_is_patching_it_and_a_perfect_bridge_carries_all_of_i
         assert limit.own[1] == pytest.approx(sum(patched) / len(patched), rel=1e-9)
         assert limit.decoded == pytest.approx(limit.own, rel=1e-9)
         assert limit.cosine == pytest.approx(1.0)
+        assert limit.random[0] == pytest.approx(limit.own[0], rel=1e-9)
+        assert limit.random[1] != pytest.approx(limit.own[1], rel=1e-4)
         assert limit.own[0] != pytest.approx(limit.own[1], rel=1e-4)
 
 
@@ -323,9 +328,27 @@ def test_what_a_bridge_decodes_at_a_read_is_the_sum_of_its_nodes_pushes(tokens):
         by_hand.append(of_answer(logits, pair.answers[1 - side], pair.answers[side], "answers"))
     limit = read_limits(
         dense, sparse, bridges, task, strengths=(0.4,), split="test", among="answers",
-        progress=False,
+        n_random=0, progress=False,
     )[2]  # fmt: skip
     assert limit.decoded == pytest.approx([sum(by_hand) / 2], rel=1e-9)
+    assert limit.random == ()
+
+
+def test_random_pushes_at_a_read_are_as_long_at_every_token(tokens, monkeypatch):
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    lengths = []
+
+    def spy(dense, task, batch, node, push, into, among):
+        lengths.append(push.norm(dim=-1))
+        return torch.zeros(len(push), dtype=push.dtype)
+
+    monkeypatch.setattr("tl_sparse.bridges.limits.pushed_answers", spy)
+    args = (dense, sparse, bridges, closing())
+    read_limits(*args, strengths=(0.7,), n_random=2, progress=False)
+    for decoded, first, second in (lengths[i + 1 : i + 4] for i in range(0, 16, 4)):
+        torch.testing.assert_close(first, decoded)
+        torch.testing.assert_close(second, decoded)
 
 
 # -- what is refused --------------------------------------------------------------------------

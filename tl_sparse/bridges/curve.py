@@ -30,6 +30,7 @@ from tl_sparse.checkpoints import read_json
 from tl_sparse.circuit import Circuit
 from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
+from tl_sparse.markup import fragment
 from tl_sparse.nodes import Node
 from tl_sparse.rules import NON_NEGATIVE_INTEGER, Rule, checks_itself, choice, is_number
 from tl_sparse.tasks import PairTask, Split, TaskBatch
@@ -110,6 +111,10 @@ class StrengthCurve:
             x_label=f"strength of the push by {self.node}",
             y_label="P(counterfactual answer)" + " of the two" * (self.among == "answers"),
         )
+
+    def _repr_html_(self) -> str:
+        """Give what notebooks show: the figure with its style."""
+        return fragment(self.draw())
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON values, with the strength at which one half is reached."""

@@ -8,7 +8,8 @@ each place where the dense model's attention or MLP reads its stream, and each p
   it. If it does not change the answer, no push at this place need do so.
 - *decoded*: the change of *all* nodes that the sparse model reads there, through the decoder. If
   own works and this does not, the bridge has lost the difference.
-- If both work and single nodes do not, the difference is spread over many nodes.
+- *random*: the decoded change turned by random rotations, as long as it at every token.
+- If own and decoded work and single nodes do not, the difference is spread over many nodes.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from tl_sparse.bridges.curve import (
 from tl_sparse.bridges.modules import Bridges
 from tl_sparse.bridges.steering import READS, check_steering, decoder_rows, read_hook
 from tl_sparse.nodes import Node, Site
-from tl_sparse.rules import checks_itself, choice
+from tl_sparse.rules import NON_NEGATIVE_INTEGER, checks_itself, choice
 from tl_sparse.sites import site_map
 from tl_sparse.tasks import PairTask, Split
 
@@ -50,6 +51,9 @@ class ReadLimit:
     in the mean over prompts."""
     decoded: tuple[float, ...]
     """The same for the change of all nodes of the sparse model's read, through the decoder."""
+    random: tuple[float, ...]
+    """The same for `decoded` in random directions, in the mean over prompts and rotations; nothing
+    if none were tried."""
     cosine: float
     """Between the two changes, over all tokens of a prompt, in the mean over prompts."""
 
@@ -69,6 +73,8 @@ def read_limits(
     strengths: Sequence[float] = STRENGTHS,
     split: Split = "validation",
     among: Among = "all",
+    n_random: int = 2,
+    seed: int = 0,
     progress: bool = True,
 ) -> tuple[ReadLimit, ...]:
     """Push the dense model at each read by its own difference, and by all that the bridge carries.
@@ -76,36 +82,48 @@ def read_limits(
     Raises:
         ValueError: As `strength_curve`.
     """
-    names, n_layers = tuple(READS), dense.cfg.n_layers
-    nodes = [Node(Site(layer, name), 0) for layer in range(n_layers) for name in names]
+    nodes = [Node(Site(layer, name), 0) for layer in range(dense.cfg.n_layers) for name in READS]
     check_steering(dense, sparse, bridges, nodes[0], "read")
     check_strengths(strengths)
     choice("all", "answers").check("among", among)
+    NON_NEGATIVE_INTEGER.check("n_random", n_random)
+    turns = _rotations(n_random, dense.cfg.d_model, seed).to(next(dense.parameters()))
     batch = paired_batch(task, split, next(dense.parameters()).device)
+    inside = torch.arange(batch.tokens.shape[1], device=turns.device) <= batch.last[:, None]
+
+    def reached(node: Node, pushes: Sequence[Tensor]) -> tuple[float, ...]:
+        return tuple(
+            _mean([pushed_answers(dense, task, batch, node, x * p, "read", among) for p in pushes])
+            for x in (strengths if pushes else ())
+        )
+
     limits = []
     for node in tqdm(nodes, desc="reads", disable=not progress):
         own = _difference(dense, read_hook(node), batch.tokens)
         change = _difference(sparse, site_map(sparse)[node.site].hook_name, batch.tokens)
         decoded = change[..., : sparse.cfg.d_model] @ decoder_rows(bridges, node.site, "read")
-        inside = torch.arange(own.shape[1], device=own.device) <= batch.last[:, None]
-        flat = [(some * inside[..., None]).flatten(1) for some in (own, decoded)]
-        reached = [
-            tuple(
-                pushed_answers(dense, task, batch, node, s * push, "read", among).mean().item()
-                for s in strengths
-            )
-            for push in (own, decoded)
-        ]
+        a, b = ((some * inside[..., None]).flatten(1) for some in (own, decoded))
         limits.append(
             ReadLimit(
                 site=str(node.site),
                 strengths=tuple(map(float, strengths)),
-                own=reached[0],
-                decoded=reached[1],
-                cosine=torch.cosine_similarity(*flat).mean().item(),
+                own=reached(node, [own]),
+                decoded=reached(node, [decoded]),
+                random=reached(node, [decoded @ turn for turn in turns]),
+                cosine=torch.cosine_similarity(a, b).mean().item(),
             )
         )
     return tuple(limits)
+
+
+def _mean(found: list[Tensor]) -> float:
+    return torch.stack(found).mean().item()
+
+
+def _rotations(n: int, d: int, seed: int) -> Float[Tensor, "n d d"]:
+    """Draw orthogonal matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(n, d, d, generator=generator, dtype=torch.float64))[0]
 
 
 def _difference(
