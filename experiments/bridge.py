@@ -11,7 +11,8 @@
    time, and steering does not use the encoders.
 3. For each task: how far pushes at each read can get at all (`read_limits`); the task is pruned in
    the sparse model, and the nodes that its circuit reads are tried on validation pairs; the best
-   one's curves on test pairs, among the two answers and among all tokens.
+   one's curves on test pairs, among the two answers and among all tokens, and those of all the
+   circuit's nodes at the same read together (ours: the paper moves one node).
 4. `OUT/found.json` has all of it, `OUT/bridge.md` the tables and figures.
 
 `--tiny` shows the way through in a minute, with models too small to do the tasks.
@@ -133,7 +134,12 @@ def steer_task(
     chosen_from, nodes = candidates(models[1], task, corpus, size, out)
     ranked = rank_nodes(*models, task, nodes, among="answers")
     best = Node.parse(ranked[0].node)
-    curves = [strength_curve(*models, task, best, among=some) for some in ("answers", "all")]
+    beside = [node for node in nodes if node.site == best.site]
+    curves = [
+        strength_curve(*models, task, some, among=among)
+        for some in (best, beside)
+        for among in ("answers", "all")
+    ]
     return {
         "limits": [asdict(limit) for limit in limits],
         "chosen_from": chosen_from,
@@ -144,7 +150,8 @@ def steer_task(
 
 def section(name: str, found: dict[str, Any]) -> str:
     """Write what came out for a task as Markdown, with the figure."""
-    answers, every = (StrengthCurve.from_dict(values) for values in found["test"])
+    curves = [StrengthCurve.from_dict(values) for values in found["test"]]
+    answers = curves[0]
     lines = [
         f"## {name}",
         "",
@@ -153,14 +160,16 @@ def section(name: str, found: dict[str, Any]) -> str:
         "",
         answers.draw(),
         "",
-        "| P(counterfactual answer) | unsteered | at full strength | one half at strength "
-        "| random | backwards | the counterfactual prompt itself |",
-        "|---|---|---|---|---|---|---|",
+        "| P(counterfactual answer) | pushed by | unsteered | at full strength "
+        "| one half at strength | random | backwards | the counterfactual prompt itself |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for what, curve in (("of the two answers", answers), ("of all tokens", every)):
+    for curve in curves:
+        what = "of the two answers" if curve.among == "answers" else "of all tokens"
+        by = curve.node.replace("+", ", ")
         numbers = [curve.probability[0], curve.probability[-1], curve.strength_at(0.5)]
         numbers += [curve.random[-1], curve.reverse[-1], curve.counterfactual]
-        lines.append(f"| {what} | " + " | ".join(map(_number, numbers)) + " |")
+        lines.append(f"| {what} | {by} | " + " | ".join(map(_number, numbers)) + " |")
     lines += [
         "",
         "| read (validation, of the two answers) | one half at strength, own difference | P at 1 "

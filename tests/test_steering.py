@@ -211,7 +211,7 @@ def test_random_directions_are_as_long_and_start_where_the_curve_does(tokens, mo
     bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
     lengths = []
 
-    def spy(dense, task, batch, node, push, into, among):
+    def spy(dense, task, batch, site, push, into, among):
         lengths.append(push.norm().item())
         return torch.zeros(len(push), dtype=push.dtype)
 
@@ -314,6 +314,24 @@ def test_what_a_read_can_do_is_patching_it_and_a_perfect_bridge_carries_all_of_i
         assert limit.own[0] != pytest.approx(limit.own[1], rel=1e-4)
 
 
+def test_nodes_that_steer_together_add_up_their_pushes(tokens, counterfactual):
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    nodes = [Node.parse("1.attn_in.2"), Node.parse("1.attn_in.9")]
+    args = (dense, sparse, bridges)
+    each = [steering_push(*args, node, tokens, counterfactual) for node in nodes]
+    together = steering_push(*args, nodes, tokens, counterfactual)
+    torch.testing.assert_close(together, each[0] + each[1], rtol=0, atol=1e-12)
+    assert min(push.abs().max() for push in each) > 1e-3
+    curve = strength_curve(*args, closing(), nodes, strengths=(0.0, 1.0), progress=False)
+    alone = strength_curve(*args, closing(), nodes[0], strengths=(0.0, 1.0), progress=False)
+    assert curve.node == "1.attn_in.2+1.attn_in.9"
+    assert curve.probability[1] != pytest.approx(alone.probability[1], rel=1e-4)
+    for wrong in ([], [nodes[0], nodes[0]], [nodes[0], NODES[1]]):
+        with pytest.raises(ValueError, match="different ones of one site"):
+            strength_curve(*args, closing(), wrong)
+
+
 def test_what_a_bridge_decodes_at_a_read_is_the_sum_of_its_nodes_pushes(tokens):
     dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
     bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
@@ -339,7 +357,7 @@ def test_random_pushes_at_a_read_are_as_long_at_every_token(tokens, monkeypatch)
     bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
     lengths = []
 
-    def spy(dense, task, batch, node, push, into, among):
+    def spy(dense, task, batch, site, push, into, among):
         lengths.append(push.norm(dim=-1))
         return torch.zeros(len(push), dtype=push.dtype)
 

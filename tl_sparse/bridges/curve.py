@@ -25,13 +25,13 @@ from tqdm import tqdm
 from transformer_lens import HookedTransformer
 
 from tl_sparse.bridges.modules import Bridges
-from tl_sparse.bridges.steering import Into, check_steering, decoder_row, node_change, pushed
+from tl_sparse.bridges.steering import Into, check_steering, pushed, steering_push
 from tl_sparse.checkpoints import read_json
 from tl_sparse.circuit import Circuit
 from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
 from tl_sparse.markup import fragment
-from tl_sparse.nodes import Node
+from tl_sparse.nodes import Node, Site
 from tl_sparse.rules import NON_NEGATIVE_INTEGER, Rule, checks_itself, choice, is_number
 from tl_sparse.tasks import PairTask, Split, TaskBatch
 
@@ -56,7 +56,7 @@ class StrengthCurve:
     """The probability of the counterfactual answer against the strength of a push."""
 
     node: str
-    """The node of the sparse model, e.g. `1.attn_in.7`."""
+    """The node of the sparse model, e.g. `1.attn_in.7`; several are joined by `+`."""
     task: str
     split: str
     into: str
@@ -173,7 +173,7 @@ def strength_curve(
     sparse: HookedTransformer,
     bridges: Bridges,
     task: PairTask,
-    node: Node,
+    node: Node | Sequence[Node],
     *,
     strengths: Sequence[float] = STRENGTHS,
     split: Split = "test",
@@ -185,32 +185,32 @@ def strength_curve(
 ) -> StrengthCurve:
     """Steer the dense model by a node over the pairs of a task, at each strength.
 
-    Compare what is reached with the curve's `counterfactual`: no push need do better than the
-    counterfactual prompt itself.
+    Several nodes of one site are moved together. Compare what is reached with the curve's
+    `counterfactual`: no push need do better than the counterfactual prompt itself.
 
     Raises:
         ValueError: If models, bridges and node do not fit, or the two prompts of a pair differ in
             length, so that what one computes at a token has no place in the other.
     """
-    check_steering(dense, sparse, bridges, node, into)
+    nodes = check_steering(dense, sparse, bridges, node, into)
     check_strengths(strengths)
     NON_NEGATIVE_INTEGER.check("n_random", n_random)
     choice("all", "answers").check("among", among)
     batch = paired_batch(task, split, next(dense.parameters()).device)
     n_pairs = len(batch.tokens) // 2
-    delta = node_change(sparse, node, batch.tokens, batch.tokens.roll(n_pairs, 0))
-    row = decoder_row(bridges, node, into)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(n_random, len(row), generator=generator, dtype=torch.float64).to(row)
-    others = drawn / drawn.norm(dim=-1, keepdim=True) * row.norm()
+    other = batch.tokens.roll(n_pairs, 0)
+    push = steering_push(dense, sparse, bridges, nodes, batch.tokens, other, into=into)
+    random_pushes = [push @ turn for turn in rotations(n_random, push.shape[-1], seed).to(push)]
     steered, reverse, random = [], [], []
-    for strength in tqdm(strengths, desc=f"steer by {node}", disable=not progress):
-        for made, rows in ((steered, [row]), (reverse, [-row]), (random, others)):
-            pushes = [strength * delta[..., None] * some for some in rows]
-            made.append([pushed_answers(dense, task, batch, node, p, into, among) for p in pushes])
+    name, site = "+".join(map(str, nodes)), nodes[0].site
+    for strength in tqdm(strengths, desc=f"steer by {name}", disable=not progress):
+        for made, some in ((steered, [push]), (reverse, [-push]), (random, random_pushes)):
+            made.append(
+                [pushed_answers(dense, task, batch, site, strength * p, into, among) for p in some]
+            )
     unsteered = answers_among(task.logits(dense, batch), batch.correct, batch.wrong, among)
     return StrengthCurve(
-        node=str(node),
+        node=name,
         task=task.name,
         split=split,
         into=into,
@@ -226,6 +226,12 @@ def strength_curve(
         counterfactual=unsteered.mean().item(),
         n_prompts=len(batch.tokens),
     )
+
+
+def rotations(n: int, d: int, seed: int) -> Float[Tensor, "n d d"]:
+    """Draw orthogonal matrices: a push turned by one is as long at every token."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(n, d, d, generator=generator, dtype=torch.float64))[0]
 
 
 def check_strengths(strengths: Any) -> None:
@@ -262,13 +268,13 @@ def pushed_answers(
     dense: HookedTransformer,
     task: PairTask,
     batch: TaskBatch,
-    node: Node,
+    site: Site,
     push: Float[Tensor, "batch pos d_dense"],
     into: Into,
     among: Among,
 ) -> Float[Tensor, " batch"]:
     """Give the probability of the other side's answer behind each prompt under a push."""
-    with pushed(dense, node, push, into):
+    with pushed(dense, site, push, into):
         return answers_among(task.logits(dense, batch), batch.wrong, batch.correct, among)
 
 

@@ -30,6 +30,7 @@ from tl_sparse.bridges.curve import (
     paired_batch,
     pushed_answers,
     reached_at,
+    rotations,
 )
 from tl_sparse.bridges.modules import Bridges
 from tl_sparse.bridges.steering import READS, check_steering, decoder_rows, read_hook
@@ -82,34 +83,34 @@ def read_limits(
     Raises:
         ValueError: As `strength_curve`.
     """
-    nodes = [Node(Site(layer, name), 0) for layer in range(dense.cfg.n_layers) for name in READS]
-    check_steering(dense, sparse, bridges, nodes[0], "read")
+    sites = [Site(layer, name) for layer in range(dense.cfg.n_layers) for name in READS]
+    check_steering(dense, sparse, bridges, Node(sites[0], 0), "read")
     check_strengths(strengths)
     choice("all", "answers").check("among", among)
     NON_NEGATIVE_INTEGER.check("n_random", n_random)
-    turns = _rotations(n_random, dense.cfg.d_model, seed).to(next(dense.parameters()))
+    turns = rotations(n_random, dense.cfg.d_model, seed).to(next(dense.parameters()))
     batch = paired_batch(task, split, next(dense.parameters()).device)
     inside = torch.arange(batch.tokens.shape[1], device=turns.device) <= batch.last[:, None]
 
-    def reached(node: Node, pushes: Sequence[Tensor]) -> tuple[float, ...]:
+    def reached(site: Site, pushes: Sequence[Tensor]) -> tuple[float, ...]:
         return tuple(
-            _mean([pushed_answers(dense, task, batch, node, x * p, "read", among) for p in pushes])
+            _mean([pushed_answers(dense, task, batch, site, x * p, "read", among) for p in pushes])
             for x in (strengths if pushes else ())
         )
 
     limits = []
-    for node in tqdm(nodes, desc="reads", disable=not progress):
-        own = _difference(dense, read_hook(node), batch.tokens)
-        change = _difference(sparse, site_map(sparse)[node.site].hook_name, batch.tokens)
-        decoded = change[..., : sparse.cfg.d_model] @ decoder_rows(bridges, node.site, "read")
+    for site in tqdm(sites, desc="reads", disable=not progress):
+        own = _difference(dense, read_hook(site), batch.tokens)
+        change = _difference(sparse, site_map(sparse)[site].hook_name, batch.tokens)
+        decoded = change[..., : sparse.cfg.d_model] @ decoder_rows(bridges, site, "read")
         a, b = ((some * inside[..., None]).flatten(1) for some in (own, decoded))
         limits.append(
             ReadLimit(
-                site=str(node.site),
+                site=str(site),
                 strengths=tuple(map(float, strengths)),
-                own=reached(node, [own]),
-                decoded=reached(node, [decoded]),
-                random=reached(node, [decoded @ turn for turn in turns]),
+                own=reached(site, [own]),
+                decoded=reached(site, [decoded]),
+                random=reached(site, [decoded @ turn for turn in turns]),
                 cosine=torch.cosine_similarity(a, b).mean().item(),
             )
         )
@@ -118,12 +119,6 @@ def read_limits(
 
 def _mean(found: list[Tensor]) -> float:
     return torch.stack(found).mean().item()
-
-
-def _rotations(n: int, d: int, seed: int) -> Float[Tensor, "n d d"]:
-    """Draw orthogonal matrices."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(n, d, d, generator=generator, dtype=torch.float64))[0]
 
 
 def _difference(
