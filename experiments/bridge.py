@@ -52,7 +52,7 @@ from tl_sparse.presets import DEMO_PRUNING, DEMO_SPARSITY, DEMO_TRAINING, demo_s
 from tl_sparse.pruning import TaskGateError, UnreachableTargetError
 from tl_sparse.tasks import PairTask
 
-SPARSITY = replace(DEMO_SPARSITY, embedding_density=1 / 8)
+SPARSITY = replace(DEMO_SPARSITY, embedding_density=1 / 16)
 """Of a model from scratch. With dense embeddings two tokens differ in every channel, so that no
 channel alone says which quote it is; the paper's embeddings are sparse too."""
 
@@ -151,14 +151,16 @@ def steer_task(
 def section(name: str, found: dict[str, Any]) -> str:
     """Write what came out for a task as Markdown, with the figure."""
     curves = [StrengthCurve.from_dict(values) for values in found["test"]]
-    answers = curves[0]
+    if curves[0].node == curves[2].node:
+        curves = curves[:2]
+    answers, sets = curves[0], curves[::2]
     lines = [
         f"## {name}",
         "",
         f"Node {answers.node} of the sparse model, chosen from {found['chosen_from']}; "
         f"{answers.n_prompts} test prompts.",
         "",
-        answers.draw(),
+        "\n\n".join(curve.draw() for curve in sets),
         "",
         "| P(counterfactual answer) | pushed by | unsteered | at full strength "
         "| one half at strength | random | backwards | the counterfactual prompt itself |",

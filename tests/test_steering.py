@@ -216,7 +216,8 @@ def test_random_directions_are_as_long_and_start_where_the_curve_does(tokens, mo
         return torch.zeros(len(push), dtype=push.dtype)
 
     args = (dense, sparse, bridges, closing(), NODES[0])
-    curve = strength_curve(*args, strengths=(0.0, 1.0), n_random=3, progress=False)
+    curve = strength_curve(*args, strengths=(0.0, 1.0), n_random=3, backwards=False, progress=False)
+    assert curve.reverse == ()
     assert len(curve.random) == 2
     assert curve.random[0] == pytest.approx(curve.probability[0], rel=1e-12)
     assert curve.random[1] != pytest.approx(curve.probability[1], rel=1e-3)
@@ -254,6 +255,7 @@ def test_a_curve_is_saved_loaded_and_drawn(tmp_path):
         "steered", "first prompts", "second prompts", "random directions", "backwards",
     ]  # fmt: skip
     assert len(list(ElementTree.fromstring(made(random=()).draw()).iter("li"))) == 4
+    assert len(list(ElementTree.fromstring(made(reverse=()).draw()).iter("li"))) == 4
     assert "of the two" in made(among="answers").draw()
     assert "of the two" not in made().draw()
     shown = made()._repr_html_()
@@ -277,6 +279,7 @@ def test_nodes_are_ranked_by_the_strength_they_need_then_by_how_far_they_get(mon
     ranked = rank_nodes(dense, sparse, bridges, closing(), NODES, progress=False)
     assert [c.node for c in ranked] == ["0.mlp_in.5", "0.attn_in.3", "1.mlp_in.7", "1.attn_in.2"]
     assert all(options["split"] == "validation" for options in asked)
+    assert not any(options["backwards"] or options["n_random"] for options in asked)
 
 
 def test_the_nodes_of_a_circuit_that_can_steer_are_its_reads():

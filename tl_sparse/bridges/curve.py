@@ -72,7 +72,7 @@ class StrengthCurve:
     """The same for pushes in random directions, in the mean over prompts and directions; nothing if
     none were tried."""
     reverse: tuple[float, ...]
-    """The same for the push with its sign turned."""
+    """The same for the push with its sign turned; nothing if it was not tried."""
     counterfactual: float
     """The same with the counterfactual prompt given to the dense model, and nothing pushed."""
     n_prompts: int
@@ -180,6 +180,7 @@ def strength_curve(
     into: Into = "read",
     among: Among = "all",
     n_random: int = 4,
+    backwards: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> StrengthCurve:
@@ -201,10 +202,11 @@ def strength_curve(
     other = batch.tokens.roll(n_pairs, 0)
     push = steering_push(dense, sparse, bridges, nodes, batch.tokens, other, into=into)
     random_pushes = [push @ turn for turn in rotations(n_random, push.shape[-1], seed).to(push)]
+    turned = [-push] if backwards else []
     steered, reverse, random = [], [], []
     name, site = "+".join(map(str, nodes)), nodes[0].site
     for strength in tqdm(strengths, desc=f"steer by {name}", disable=not progress):
-        for made, some in ((steered, [push]), (reverse, [-push]), (random, random_pushes)):
+        for made, some in ((steered, [push]), (reverse, turned), (random, random_pushes)):
             made.append(
                 [pushed_answers(dense, task, batch, site, strength * p, into, among) for p in some]
             )
@@ -222,7 +224,7 @@ def strength_curve(
             _means([[p[n_pairs:] for p in some] for some in steered]),
         ),
         random=_means(random) if n_random else (),
-        reverse=_means(reverse),
+        reverse=_means(reverse) if backwards else (),
         counterfactual=unsteered.mean().item(),
         n_prompts=len(batch.tokens),
     )
@@ -327,7 +329,8 @@ def rank_nodes(
     curves = [
         strength_curve(
             dense, sparse, bridges, task, node,
-            strengths=strengths, split=split, into=into, among=among, n_random=0, progress=False,
+            strengths=strengths, split=split, into=into, among=among, n_random=0,
+            backwards=False, progress=False,
         )
         for node in tqdm(nodes, desc="nodes", disable=not progress)
     ]  # fmt: skip
