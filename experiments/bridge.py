@@ -158,7 +158,7 @@ def section(name: str, found: dict[str, Any]) -> str:
         f"## {name}",
         "",
         f"Node {answers.node} of the sparse model, chosen from {found['chosen_from']}; "
-        f"{answers.n_prompts} test prompts.",
+        f"{answers.n_prompts} test prompts. All pushed: {sets[-1].node.replace('+', ', ')}.",
         "",
         "\n\n".join(curve.draw() for curve in sets),
         "",
@@ -168,7 +168,8 @@ def section(name: str, found: dict[str, Any]) -> str:
     ]
     for curve in curves:
         what = "of the two answers" if curve.among == "answers" else "of all tokens"
-        by = curve.node.replace("+", ", ")
+        together = curve.node.count("+") + 1
+        by = curve.node if together == 1 else f"{together} nodes of {Node.parse(answers.node).site}"
         numbers = [curve.probability[0], curve.probability[-1], curve.strength_at(0.5)]
         numbers += [curve.random[-1], curve.reverse[-1], curve.counterfactual]
         lines.append(f"| {what} | {by} | " + " | ".join(map(_number, numbers)) + " |")

@@ -258,6 +258,7 @@ def test_a_curve_is_saved_loaded_and_drawn(tmp_path):
     assert len(list(ElementTree.fromstring(made(reverse=()).draw()).iter("li"))) == 4
     assert "of the two" in made(among="answers").draw()
     assert "of the two" not in made().draw()
+    assert "push by 2 nodes of 1.attn_in<" in made(node="1.attn_in.7+1.attn_in.9").draw()
     shown = made()._repr_html_()
     assert made().draw() in shown
     assert "<style>" in shown

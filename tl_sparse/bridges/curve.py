@@ -8,8 +8,8 @@ read at the prompt's end (Gao et al. 2025, Fig. 9). Beside it stand
   does;
 - the same push backwards, away from the counterfactual;
 - the answer to the counterfactual prompt itself, unsteered: how sure the dense model is of the
-  answer at all. Where other tokens may follow as well, one half of all tokens is out of reach, and
-  the probability among the task's two answers is what can be asked for (`among="answers"`).
+  answer at all. Where other tokens may follow as well, that is less than one half of all tokens,
+  and the probability among the task's two answers is what to ask for (`among="answers"`).
 """
 
 import json
@@ -108,7 +108,7 @@ class StrengthCurve:
         }
         return draw_curves(
             points,
-            x_label=f"strength of the push by {self.node}",
+            x_label=f"strength of the push by {_in_short(self.node)}",
             y_label="P(counterfactual answer)" + " of the two" * (self.among == "answers"),
         )
 
@@ -149,6 +149,12 @@ class StrengthCurve:
             ValueError: If the file is missing or damaged.
         """
         return cls.from_dict(read_json(Path(path)))
+
+
+def _in_short(node: str) -> str:
+    """Give one node's name, or how many of which site."""
+    names = node.split("+")
+    return node if len(names) == 1 else f"{len(names)} nodes of {names[0].rpartition('.')[0]}"
 
 
 def reached_at(
@@ -205,7 +211,7 @@ def strength_curve(
     turned = [-push] if backwards else []
     steered, reverse, random = [], [], []
     name, site = "+".join(map(str, nodes)), nodes[0].site
-    for strength in tqdm(strengths, desc=f"steer by {name}", disable=not progress):
+    for strength in tqdm(strengths, desc=f"steer by {_in_short(name)}", disable=not progress):
         for made, some in ((steered, [push]), (reverse, turned), (random, random_pushes)):
             made.append(
                 [pushed_answers(dense, task, batch, site, strength * p, into, among) for p in some]
