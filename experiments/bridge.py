@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bridged"), help="where results are kept")
     parser.add_argument("--cache", type=Path, help="where tokens are kept")
     parser.add_argument("--tokens", type=int, help="training tokens, instead of four million")
+    parser.add_argument("--nmse", type=float, default=1.0, help="coefficient of both NMSEs")
     parser.add_argument("--tasks", nargs="+", choices=all_tasks.names(), default=TASKS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="the smallest size, to see the way")
@@ -234,7 +235,10 @@ def main() -> None:
         n_characters=size.n_characters, dialect="tasks", tokenizer=tokenizer, cache_dir=args.cache
     )
     sparse, training = sparse_model(args.start, pair, training, size)
-    config = BridgeConfig(kl_into_sparse_coef=0.0, seed=args.seed)
+    config = BridgeConfig(
+        kl_into_sparse_coef=0.0, encoder_nmse_coef=args.nmse, decoder_nmse_coef=args.nmse,
+        seed=args.seed,
+    )  # fmt: skip
     bridges, history = train_bridged(
         sparse, dense, corpus, training, config, folder=args.out / "run"
     )
