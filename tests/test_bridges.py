@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import SHAPE, make_model
@@ -19,6 +20,7 @@ from tl_sparse.bridges import (
     BridgedObjective,
     Bridges,
     bridge_losses,
+    fit_bridges,
     hybrid_logits,
     kl_divergence,
     nmse,
@@ -571,3 +573,38 @@ def test_bad_settings_are_refused(values, message):
         BridgeConfig(**values)
     config = BridgeConfig(encoder_density=0.5)
     assert BridgeConfig.from_dict(config.to_dict()) == config
+
+
+# -- bridges between trained models ---------------------------------------------------------------
+
+
+def test_fitted_bridges_are_the_ridge_regressions_of_both_streams(quote_corpus):
+    """Against numpy's least squares on data that ridge is added to as rows."""
+    double: dict[str, Any] = {"dtype": torch.float64, "d_vocab": quote_corpus.d_vocab}
+    dense, sparse = make_dense(**double), make_model(SPARSE, **double)
+    fitted = fit_bridges(dense, sparse, quote_corpus, n_tokens=1024, batch_size=16, progress=False)
+    windows = quote_corpus.train.windows(dense.cfg.n_ctx, 1024 // dense.cfg.n_ctx)
+    (_, of_dense), (_, of_sparse) = (run_with_residuals(m, windows) for m in (dense, sparse))
+    for site, (a, b) in enumerate(zip(of_dense, of_sparse, strict=True)):
+        a, b = (x.detach().flatten(0, 1).numpy() for x in (a, b))
+        assert fitted.rms_dense[site].item() == pytest.approx(np.sqrt((a**2).mean()))
+        assert fitted.rms_sparse[site].item() == pytest.approx(np.sqrt((b**2).mean()))
+        for x, y, W, bias in (
+            (b, a, fitted[site].W_dec, fitted[site].b_dec),
+            (a, b, fitted[site].W_enc, fitted[site].b_enc),
+        ):
+            size = np.sqrt(1e-4 * (x**2).sum() / x.shape[1])
+            penalty = size * np.eye(x.shape[1], x.shape[1] + 1)
+            rows = np.concatenate([np.c_[x, np.ones(len(x))], penalty])
+            wanted = np.concatenate([y, np.zeros((x.shape[1], y.shape[1]))])
+            best = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+            np.testing.assert_allclose(W.detach(), best[:-1], rtol=0, atol=1e-7)
+            np.testing.assert_allclose(bias.detach(), best[-1], rtol=0, atol=1e-7)
+
+
+def test_what_cannot_be_fitted_is_refused(quote_corpus):
+    dense, sparse = make_dense(), make_model(SPARSE)
+    with pytest.raises(ValueError, match="ridge is a positive"):
+        fit_bridges(dense, sparse, quote_corpus, ridge=0.0)
+    with pytest.raises(ValueError, match="one and the same"):
+        fit_bridges(sparse, sparse, quote_corpus)

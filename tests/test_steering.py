@@ -17,16 +17,17 @@ from test_bridges import (
     make_bridges,
     make_dense,
 )
-from test_examples import imported
+from test_experiments import imported
 from torch import Tensor
 
-from tl_sparse import data, tasks
+from tl_sparse import data, tasks, zoo
 from tl_sparse.bridges import (
     BridgeConfig,
     Bridges,
     StrengthCurve,
     bridge_losses,
     rank_nodes,
+    read_limits,
     read_nodes,
     steer,
     steering_push,
@@ -166,21 +167,33 @@ def closing(**more: Any) -> PairTask:
     return tasks.from_pairs("closing", splits, tokenizer=Letters())  # pyright: ignore[reportArgumentType]
 
 
-def test_a_curve_is_the_probability_of_the_other_answer_prompt_by_prompt(tokens):
+def of_answer(logits: Tensor, wanted: int, other: int, among: str) -> float:
+    """The probability of one token, by hand."""
+    weights = logits[0, -1].exp()
+    whole = weights.sum() if among == "all" else weights[wanted] + weights[other]
+    return (weights[wanted] / whole).item()
+
+
+@pytest.mark.parametrize("among", ["all", "answers"])
+def test_a_curve_is_the_probability_of_the_other_answer_prompt_by_prompt(among, tokens):
     dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
     bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
     task, node, strengths = closing(), NODES[0], (0.0, 0.5, 1.0)
     curve = strength_curve(
-        dense, sparse, bridges, task, node, strengths=strengths, n_random=0, progress=False
-    )
+        dense, sparse, bridges, task, node, strengths=strengths, among=among, n_random=0,
+        progress=False,
+    )  # fmt: skip
     expected: dict[tuple[int, float], list[float]] = {}
+    there_itself: list[float] = []
     for pair in task.encoded("test"):
         for side in (0, 1):
             here, there = (torch.tensor([pair.prompts[s]]) for s in (side, 1 - side))
-            for strength in strengths:
+            answers = pair.answers[1 - side], pair.answers[side]
+            for strength in (*strengths, -0.5, -1.0):
                 logits = steer(dense, sparse, bridges, node, here, there, strength=strength)
-                p = logits[0, -1].softmax(-1)[pair.answers[1 - side]].item()
+                p = of_answer(logits, *answers, among)
                 expected.setdefault((side, strength), []).append(p)
+            there_itself.append(of_answer(dense(there), *answers, among))
     for side in (0, 1):
         means = [sum(expected[side, s]) / len(expected[side, s]) for s in strengths]
         assert curve.by_side[side] == pytest.approx(means, rel=1e-9)
@@ -188,6 +201,9 @@ def test_a_curve_is_the_probability_of_the_other_answer_prompt_by_prompt(tokens)
     assert curve.probability == pytest.approx(both, rel=1e-12)
     assert curve.n_prompts == 2 * task.n_examples("test")
     assert curve.random == ()
+    backwards = [(expected[0, s] + expected[1, s]) for s in (0.0, -0.5, -1.0)]
+    assert curve.reverse == pytest.approx([sum(p) / len(p) for p in backwards], rel=1e-9)
+    assert curve.counterfactual == pytest.approx(sum(there_itself) / len(there_itself), rel=1e-9)
 
 
 def test_random_directions_are_as_long_and_start_where_the_curve_does(tokens, monkeypatch):
@@ -195,25 +211,27 @@ def test_random_directions_are_as_long_and_start_where_the_curve_does(tokens, mo
     bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
     lengths = []
 
-    def spy(dense, task, batch, node, delta, row, into):
-        lengths.append(row.norm().item())
-        return torch.zeros(len(delta), dtype=row.dtype)
+    def spy(dense, task, batch, site, push, into, among):
+        lengths.append(push.norm().item())
+        return torch.zeros(len(push), dtype=push.dtype)
 
     args = (dense, sparse, bridges, closing(), NODES[0])
-    curve = strength_curve(*args, strengths=(0.0, 1.0), n_random=3, progress=False)
+    curve = strength_curve(*args, strengths=(0.0, 1.0), n_random=3, backwards=False, progress=False)
+    assert curve.reverse == ()
     assert len(curve.random) == 2
     assert curve.random[0] == pytest.approx(curve.probability[0], rel=1e-12)
     assert curve.random[1] != pytest.approx(curve.probability[1], rel=1e-3)
-    monkeypatch.setattr("tl_sparse.bridges.curve._answers", spy)
+    monkeypatch.setattr("tl_sparse.bridges.curve.pushed_answers", spy)
     strength_curve(*args, strengths=(1.0,), n_random=3, progress=False)
-    assert lengths == [pytest.approx(lengths[0])] * 4
+    assert lengths == [pytest.approx(lengths[0])] * 5
 
 
 def made(**changes: Any) -> StrengthCurve:
     curve = StrengthCurve(
-        node="1.attn_in.7", task="toy", split="test", into="read",
+        node="1.attn_in.7", task="toy", split="test", into="read", among="all",
         strengths=(0.0, 0.1, 0.2, 1.0), probability=(0.1, 0.3, 0.7, 0.6), n_prompts=8,
         by_side=((0.0, 0.2, 0.6, 0.5), (0.2, 0.4, 0.8, 0.7)), random=(0.1, 0.1, 0.1, 0.2),
+        reverse=(0.1, 0.05, 0.02, 0.0), counterfactual=0.75,
     )  # fmt: skip
     return replace(curve, **changes)
 
@@ -234,9 +252,16 @@ def test_a_curve_is_saved_loaded_and_drawn(tmp_path):
         StrengthCurve.from_dict(values | {"colour": 1})
     figure = ElementTree.fromstring(made().draw())
     assert [item.text or item[-1].tail for item in figure.iter("li")] == [
-        "steered", "first prompts", "second prompts", "random directions",
+        "steered", "first prompts", "second prompts", "random directions", "backwards",
     ]  # fmt: skip
-    assert len(list(ElementTree.fromstring(made(random=()).draw()).iter("li"))) == 3
+    assert len(list(ElementTree.fromstring(made(random=()).draw()).iter("li"))) == 4
+    assert len(list(ElementTree.fromstring(made(reverse=()).draw()).iter("li"))) == 4
+    assert "of the two" in made(among="answers").draw()
+    assert "of the two" not in made().draw()
+    assert "push by 2 nodes of 1.attn_in<" in made(node="1.attn_in.7+1.attn_in.9").draw()
+    shown = made()._repr_html_()
+    assert made().draw() in shown
+    assert "<style>" in shown
 
 
 def test_nodes_are_ranked_by_the_strength_they_need_then_by_how_far_they_get(monkeypatch):
@@ -255,6 +280,7 @@ def test_nodes_are_ranked_by_the_strength_they_need_then_by_how_far_they_get(mon
     ranked = rank_nodes(dense, sparse, bridges, closing(), NODES, progress=False)
     assert [c.node for c in ranked] == ["0.mlp_in.5", "0.attn_in.3", "1.mlp_in.7", "1.attn_in.2"]
     assert all(options["split"] == "validation" for options in asked)
+    assert not any(options["backwards"] or options["n_random"] for options in asked)
 
 
 def test_the_nodes_of_a_circuit_that_can_steer_are_its_reads():
@@ -262,6 +288,89 @@ def test_the_nodes_of_a_circuit_that_can_steer_are_its_reads():
     references = {node.site: (0.0,) * 8 for node in nodes}
     circuit = Circuit(nodes=nodes, edges=(), references=references, task="-", model_hash="-")
     assert [str(node) for node in read_nodes(circuit)] == ["0.attn_in.1", "0.mlp_in.4"]
+
+
+# -- how far a push can get ----------------------------------------------------------------------
+
+
+def test_what_a_read_can_do_is_patching_it_and_a_perfect_bridge_carries_all_of_it(tokens):
+    model, copy = make_model(**DOUBLE), make_model(**DOUBLE)
+    bridges = sized(identity_bridges(model), model, copy, tokens)
+    limits = read_limits(
+        model, copy, bridges, closing(), strengths=(0.0, 1.0), split="test", progress=False
+    )
+    assert [limit.site for limit in limits] == ["0.attn_in", "0.mlp_in", "1.attn_in", "1.mlp_in"]
+    for limit, name in zip(limits, ("attn", "mlp") * 2, strict=True):
+        hook_name = f"blocks.{limit.site[0]}.hook_{name}_read"
+        patched = []
+        for pair in closing().encoded("test"):
+            for side in (0, 1):
+                here, there = (torch.tensor([pair.prompts[s]]) for s in (side, 1 - side))
+                _, cache = model.run_with_cache(there)
+                hook = (hook_name, lambda x, hook, cache=cache: cache[hook.name])
+                logits = model.run_with_hooks(here, fwd_hooks=[hook])
+                patched.append(of_answer(logits, pair.answers[1 - side], 0, "all"))
+        assert limit.own[1] == pytest.approx(sum(patched) / len(patched), rel=1e-9)
+        assert limit.decoded == pytest.approx(limit.own, rel=1e-9)
+        assert limit.cosine == pytest.approx(1.0)
+        assert limit.random[0] == pytest.approx(limit.own[0], rel=1e-9)
+        assert limit.random[1] != pytest.approx(limit.own[1], rel=1e-4)
+        assert limit.own[0] != pytest.approx(limit.own[1], rel=1e-4)
+
+
+def test_nodes_that_steer_together_add_up_their_pushes(tokens, counterfactual):
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    nodes = [Node.parse("1.attn_in.2"), Node.parse("1.attn_in.9")]
+    args = (dense, sparse, bridges)
+    each = [steering_push(*args, node, tokens, counterfactual) for node in nodes]
+    together = steering_push(*args, nodes, tokens, counterfactual)
+    torch.testing.assert_close(together, each[0] + each[1], rtol=0, atol=1e-12)
+    assert min(push.abs().max() for push in each) > 1e-3
+    curve = strength_curve(*args, closing(), nodes, strengths=(0.0, 1.0), progress=False)
+    alone = strength_curve(*args, closing(), nodes[0], strengths=(0.0, 1.0), progress=False)
+    assert curve.node == "1.attn_in.2+1.attn_in.9"
+    assert curve.probability[1] != pytest.approx(alone.probability[1], rel=1e-4)
+    for wrong in ([], [nodes[0], nodes[0]], [nodes[0], NODES[1]]):
+        with pytest.raises(ValueError, match="different ones of one site"):
+            strength_curve(*args, closing(), wrong)
+
+
+def test_what_a_bridge_decodes_at_a_read_is_the_sum_of_its_nodes_pushes(tokens):
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    task, by_hand = closing(test=[(("(FF", "8FF"), (")", "9"))]), []
+    (pair,) = task.encoded("test")
+    nodes = [Node(NODES[2].site, channel) for channel in range(sparse.cfg.d_model)]
+    for side in (0, 1):
+        here, there = (torch.tensor([pair.prompts[s]]) for s in (side, 1 - side))
+        push = sum(steering_push(dense, sparse, bridges, node, here, there) for node in nodes)
+        hook = ("blocks.1.ln1.hook_normalized", lambda x, hook, push=push: x + 0.4 * push)
+        logits = dense.run_with_hooks(here, fwd_hooks=[hook])
+        by_hand.append(of_answer(logits, pair.answers[1 - side], pair.answers[side], "answers"))
+    limit = read_limits(
+        dense, sparse, bridges, task, strengths=(0.4,), split="test", among="answers",
+        n_random=0, progress=False,
+    )[2]  # fmt: skip
+    assert limit.decoded == pytest.approx([sum(by_hand) / 2], rel=1e-9)
+    assert limit.random == ()
+
+
+def test_random_pushes_at_a_read_are_as_long_at_every_token(tokens, monkeypatch):
+    dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
+    bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)
+    lengths = []
+
+    def spy(dense, task, batch, site, push, into, among):
+        lengths.append(push.norm(dim=-1))
+        return torch.zeros(len(push), dtype=push.dtype)
+
+    monkeypatch.setattr("tl_sparse.bridges.limits.pushed_answers", spy)
+    args = (dense, sparse, bridges, closing())
+    read_limits(*args, strengths=(0.7,), n_random=2, progress=False)
+    for decoded, first, second in (lengths[i + 1 : i + 4] for i in range(0, 16, 4)):
+        torch.testing.assert_close(first, decoded)
+        torch.testing.assert_close(second, decoded)
 
 
 # -- what is refused --------------------------------------------------------------------------
@@ -323,38 +432,39 @@ def test_a_task_or_strengths_that_make_no_curve_are_refused(tokens):
     for wrong in ((), (0.5, 0.1), (0.0, float("nan")), 1.0):
         with pytest.raises(ValueError, match="strengths are a list or tuple"):
             strength_curve(dense, sparse, bridges, closing(), NODES[0], strengths=wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="among is one of 'all', 'answers'"):
+        strength_curve(dense, sparse, bridges, closing(), NODES[0], among="two")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="n_random is a non-negative"):
         strength_curve(dense, sparse, bridges, closing(), NODES[0], n_random=-1)
 
 
-# -- the example ------------------------------------------------------------------------------
+# -- the experiment -----------------------------------------------------------------------------
 
 
-def test_the_example_steers_the_dense_model_of_a_demos_folder(tmp_path, quote_corpus, monkeypatch):
-    script = imported("bridge")
-    demo, out = tmp_path / "demo", tmp_path / "bridged"
-    shape = script.demo_shape(quote_corpus.d_vocab, width=16)
-    dense = HookedSparseTransformer(
-        shape, tokenizer=quote_corpus.tokenizer, sparsity=SparsityConfig(bigram_table=True)
-    )
-    dense.save(demo / "dense/checkpoint/model")
-    (demo / "settings.json").write_text('{"n_characters": 1000}')
-    asked = []
+def test_the_experiment_steers_the_zoos_control(tmp_path, quote_corpus, monkeypatch):
+    script, asked = imported("bridge"), []
 
     def corpus(**options: Any) -> data.Corpus:
         asked.append(options)
         return quote_corpus
 
+    shape = script.demo_shape(quote_corpus.d_vocab, width=16)
+    control = HookedSparseTransformer(
+        shape, tokenizer=quote_corpus.tokenizer, sparsity=SparsityConfig(bigram_table=True)
+    )
+    pair = zoo.Pair("toy", control, control, {}, {}, {})
+    monkeypatch.setattr(script.zoo, "load", lambda name: pair)
     monkeypatch.setattr(script.data, "python_corpus", corpus)
-    command = ["bridge.py", str(demo), "--out", str(out), "--tiny", "--tokens", "1024"]
+    command = ["bridge.py", "--out", str(tmp_path), "--tiny", "--tasks", "single_double_quote"]
     monkeypatch.setattr("sys.argv", command)
     script.main()
-    assert asked[0]["n_characters"] == 1000
-    curve = StrengthCurve.load(out / "curve.json")
-    assert curve.task == "single_double_quote"
-    found = json.loads((out / "found.json").read_text())
+    assert asked[0]["tokenizer"] is control.tokenizer
+    found = json.loads((tmp_path / "found.json").read_text())["tasks"]["single_double_quote"]
+    curve = StrengthCurve.from_dict(found["test"][0])
     assert found["validation"][0]["node"] == curve.node
-    assert Bridges.load(out / "run/checkpoint/bridges").dense_hash is not None
-    text = (out / "bridge.md").read_text()
+    assert (curve.among, found["test"][1]["among"]) == ("answers", "all")
+    assert Bridges.load(tmp_path / "run/checkpoint/bridges").dense_hash is not None
+    text = (tmp_path / "bridge.md").read_text()
     assert "<svg" in text
     assert f"| {curve.node} |" in text
+    assert "| 1.mlp_in |" in text

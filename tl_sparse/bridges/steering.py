@@ -9,12 +9,14 @@ Bridges join the streams before the norm, whose sizes differ, so the bridge is r
 3. push = delta x row, an outer product, [pos, d_dense]: strength x push is added to what the dense
    model's sublayer reads, behind its norm (`blocks.l.ln1.hook_normalized`, or ln2).
 
+Several nodes of one site move together: their pushes are added up. The paper moves one.
+
 At strength 1, between a model and its copy, this is patching the node. The paper does not say where
 exactly the push is added. `into="residual"` adds it to the dense residual stream before the norm,
 scaled by rms_sparse alone, so that what follows the sublayer sees it too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -27,7 +29,7 @@ from transformer_lens import HookedTransformer
 from tl_sparse.ablation import fast_attention
 from tl_sparse.bridges.hybrids import check_models, site_hooks
 from tl_sparse.bridges.modules import Bridges
-from tl_sparse.nodes import Node
+from tl_sparse.nodes import Node, Site
 from tl_sparse.rules import checks_itself, choice
 from tl_sparse.sites import site_map
 
@@ -43,7 +45,7 @@ def steer(
     dense: HookedTransformer,
     sparse: HookedTransformer,
     bridges: Bridges,
-    node: Node,
+    node: Node | Sequence[Node],
     tokens: Int[Tensor, "batch pos"],
     counterfactual: Int[Tensor, "batch pos"],
     *,
@@ -52,11 +54,13 @@ def steer(
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Run the dense model with a node of the sparse one moved towards a counterfactual.
 
+    Several nodes of one site are moved together.
+
     Raises:
         ValueError: If the models and bridges do not fit, or the node is none that is read.
     """
     push = steering_push(dense, sparse, bridges, node, tokens, counterfactual, into=into)
-    with pushed(dense, node, strength * push, into):
+    with pushed(dense, nodes_of(node)[0].site, strength * push, into):
         return dense(tokens)
 
 
@@ -66,7 +70,7 @@ def steering_push(
     dense: HookedTransformer,
     sparse: HookedTransformer,
     bridges: Bridges,
-    node: Node,
+    node: Node | Sequence[Node],
     tokens: Int[Tensor, "batch pos"],
     counterfactual: Int[Tensor, "batch pos"],
     *,
@@ -78,27 +82,31 @@ def steering_push(
         ValueError: If the models and bridges do not fit, the node is none that is read, or the two
             token tensors differ in shape.
     """
-    check_steering(dense, sparse, bridges, node, into)
+    nodes = check_steering(dense, sparse, bridges, node, into)
     if tokens.shape != counterfactual.shape:
         raise ValueError(
             "Prompt and counterfactual are compared token by token, so they need one shape, got "
             f"{tuple(tokens.shape)} and {tuple(counterfactual.shape)}."
         )
-    delta = node_change(sparse, node, tokens, counterfactual)
-    return delta[..., None] * decoder_row(bridges, node, into)
+    rows = decoder_rows(bridges, nodes[0].site, into)
+    return node_changes(sparse, nodes, tokens, counterfactual) @ rows[[n.channel for n in nodes]]
 
 
 @contextmanager
 def pushed(
-    dense: HookedTransformer, node: Node, push: Float[Tensor, "batch pos d_dense"], into: Into
+    dense: HookedTransformer, site: Site, push: Float[Tensor, "batch pos d_dense"], into: Into
 ) -> Iterator[None]:
-    """Add something in the dense model where a node's push belongs, inside a `with` block."""
-    which, norm = READS[node.site.name]
-    name = f"blocks.{node.site.layer}.{norm}.hook_normalized"
+    """Add something in the dense model where a site's pushes belong, inside a `with` block."""
+    name = read_hook(site)
     if into == "residual":
-        name = site_hooks(dense)[2 * node.site.layer + which]
+        name = site_hooks(dense)[2 * site.layer + READS[site.name][0]]
     with dense.hooks(fwd_hooks=[(name, partial(_add, push))]), fast_attention(dense):
         yield
+
+
+def read_hook(site: Site) -> str:
+    """Give the dense model's hook point where it reads what the sparse model reads at a site."""
+    return f"blocks.{site.layer}.{READS[site.name][1]}.hook_normalized"
 
 
 def _add(push: Tensor, activation: Tensor, hook: Any) -> Tensor:
@@ -107,46 +115,76 @@ def _add(push: Tensor, activation: Tensor, hook: Any) -> Tensor:
 
 
 @torch.no_grad()
-def node_change(
+def node_changes(
     sparse: HookedTransformer,
-    node: Node,
+    nodes: Sequence[Node],
     tokens: Int[Tensor, "batch pos"],
     counterfactual: Int[Tensor, "batch pos"],
-) -> Float[Tensor, "batch pos"]:
-    """Give a node's activation on the counterfactual minus that on the prompt, at each token."""
-    name, found = site_map(sparse)[node.site].hook_name, []
+) -> Float[Tensor, "batch pos node"]:
+    """Give activations on the counterfactual minus those on the prompt, at each token."""
+    site, channels = nodes[0].site, [node.channel for node in nodes]
+    name, found = site_map(sparse)[site].hook_name, []
     with fast_attention(sparse):
         for some in (counterfactual, tokens):
-            with sparse.hooks(fwd_hooks=[(name, partial(_note, found, node.channel))]):
-                sparse(some, stop_at_layer=node.site.layer + 1)
+            with sparse.hooks(fwd_hooks=[(name, partial(_note, found, channels))]):
+                sparse(some, stop_at_layer=site.layer + 1)
     return found[0] - found[-1]
 
 
-def _note(found: list[Tensor], channel: int, activation: Tensor, hook: Any) -> None:
-    found.append(activation[..., channel])
+def _note(found: list[Tensor], channels: list[int], activation: Tensor, hook: Any) -> None:
+    found.append(activation[..., channels])
 
 
-def decoder_row(bridges: Bridges, node: Node, into: Into) -> Float[Tensor, " d_dense"]:
-    """Give a node's row of its site's decoder, rescaled for where it is added."""
-    site = 2 * node.site.layer + READS[node.site.name][0]
-    scale = bridges.rms_sparse[site]
+def nodes_of(node: Node | Sequence[Node]) -> tuple[Node, ...]:
+    """Give one node or several as a tuple."""
+    return (node,) if isinstance(node, Node) else tuple(node)
+
+
+def decoder_rows(bridges: Bridges, site: Site, into: Into) -> Float[Tensor, "d_sparse d_dense"]:
+    """Give the decoder in front of a read, rescaled for where its rows are added."""
+    index = 2 * site.layer + READS[site.name][0]
+    scale = bridges.rms_sparse[index]
     if into == "read":
-        scale = scale / bridges.rms_dense[site]
-    return bridges[site].W_dec.detach()[node.channel] * scale
+        scale = scale / bridges.rms_dense[index]
+    return bridges[index].W_dec.detach() * scale
 
 
 @checks_itself
 def check_steering(
-    dense: HookedTransformer, sparse: HookedTransformer, bridges: Bridges, node: Node, into: Into
-) -> None:
-    """Check that a node of the sparse model can steer the dense one.
+    dense: HookedTransformer,
+    sparse: HookedTransformer,
+    bridges: Bridges,
+    node: Node | Sequence[Node],
+    into: Into,
+) -> tuple[Node, ...]:
+    """Check that a node of the sparse model, or several, can steer the dense one; give them.
 
     Raises:
-        ValueError: If the models and bridges do not fit, or the node is none that is read.
+        ValueError: If the models and bridges do not fit, a node is none that is read, or several
+            are not of one site.
     """
     choice("read", "residual").check("into", into)
     check_models(dense, sparse)
     bridges.check(dense, sparse)
+    nodes = nodes_of(node)
+    if len({n.site for n in nodes}) != 1 or len(set(nodes)) < len(nodes):
+        raise ValueError(
+            "Nodes that steer together are one or more different ones of one site, such as "
+            f"1.attn_in; got {', '.join(map(str, nodes)) or 'none'}."
+        )
+    for one in nodes:
+        _check_node(sparse, one)
+    if bridges.rms_sparse.isnan().any() or bridges.rms_dense.isnan().any():
+        raise ValueError(
+            "These bridges do not know the sizes of the residual streams. Measure them: "
+            "bridges.note_sizes_(bridge_losses(dense, sparse, bridges, tokens, "
+            "bridges.config).mean_squares)."
+        )
+    _check_reads(dense, sparse, into)
+    return nodes
+
+
+def _check_node(sparse: HookedTransformer, node: Node) -> None:
     n_layers, d_model = sparse.cfg.n_layers, sparse.cfg.d_model
     if node.site.name not in READS or not node.site.layer < n_layers:
         raise ValueError(
@@ -158,13 +196,6 @@ def check_steering(
             f"{node} is no channel of the residual stream, which has {d_model}; a bridge has no "
             "row for a position channel."
         )
-    if bridges.rms_sparse.isnan().any() or bridges.rms_dense.isnan().any():
-        raise ValueError(
-            "These bridges do not know the sizes of the residual streams. Measure them: "
-            "bridges.note_sizes_(bridge_losses(dense, sparse, bridges, tokens, "
-            "bridges.config).mean_squares)."
-        )
-    _check_reads(dense, sparse, into)
 
 
 def _check_reads(dense: HookedTransformer, sparse: HookedTransformer, into: Into) -> None:
