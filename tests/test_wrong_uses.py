@@ -116,6 +116,22 @@ ERRORS = [
     ("audit model moved.json", "which is gone. Name the file: --task-file PATH"),
     ("audit model changed.json", "was changed since the circuit was found on its pairs"),
     ("audit model strange.json", "There is no task 'whale'"),
+    (
+        "audit model mine.json --out mine.json",
+        "mine.json would be written over, and the command reads",
+    ),
+    (
+        "audit model mine.json --out mine.html",
+        "mine.json would be written over, and the command reads",
+    ),
+    (
+        "prune model one.jsonl --out one.jsonl",
+        "one.jsonl would be written over, and the command reads",
+    ),
+    (
+        "view model mine.json --out mine.json",
+        "mine.json would be written over, and the command reads",
+    ),
     ("audit model mine.json --out pages", "--out is a file's name, and pages is a folder"),
     ("audit model mine.json --task-file gone.jsonl", "There is no file gone.jsonl of pairs"),
     # texts

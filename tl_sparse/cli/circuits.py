@@ -88,7 +88,7 @@ def prune(
     - `tl-sparse prune demo/sparse single_double_quote --corpus-cache demo/corpus`
     - `tl-sparse prune my-model my_pairs.jsonl --target-loss 0.3 --out mine.json`
     """
-    check_file(out)
+    check_file(out, read=[Path(task)])
     loaded = open_for_tasks(model, device=device)
     found = open_task(task, loaded.tokenizer, max_tokens=loaded.cfg.n_ctx)
     from tl_sparse.pruning import TaskGateError
@@ -176,7 +176,8 @@ def audit(
     model: ModelFolder,
     circuit: Annotated[Path, typer.Argument(help="A circuit of that model, as `prune` wrote it.")],
     out: Annotated[
-        Path, typer.Option(help="The report's file; with .html a page, and the JSON beside it.")
+        Path,
+        typer.Option(help="The report's file; with .html a page, and the JSON beside it as .json."),
     ] = Path("audit.json"),
     quick: Annotated[
         bool, typer.Option("--quick", help="A quarter of the draws and edges, 32 examples.")
@@ -209,11 +210,14 @@ def audit(
     - `tl-sparse audit demo/sparse demo/sparse/circuit.json --quick --corpus-cache demo/corpus`
     - `tl-sparse audit my-model circuit.json --control-seeds 2 --out audit.html`
     """
-    check_file(out)
+    is_page = out.suffix.lower() in (".html", ".htm")
+    numbers = out.with_suffix(".json") if is_page else out
     from tl_sparse.circuit import Circuit
 
     found = Circuit.load(shipped(circuit))
     task = task_again(found.provenance, found.task, task_file)
+    for path in (out, numbers):
+        check_file(path, read=[circuit, Path(task)])
     loaded = open_for_tasks(model, device=device)
     from tl_sparse.audit_page import write_audit_page
     from tl_sparse.auditing import audit as audit_circuit
@@ -228,8 +232,7 @@ def audit(
     report = audit_circuit(loaded, found, pairs, corpus, settings, progress=not quiet)
     noted = {**report.provenance, "command": asked(ctx), **file_of(task)}
     report = replace(report, provenance=noted)
-    is_page = out.suffix.lower() in (".html", ".htm")
-    report.save(out.with_suffix(".json") if is_page else out)
+    report.save(numbers)
     if is_page:
         write_audit_page(out, report)
     if as_json:

@@ -5,7 +5,7 @@ All that can be refused is refused here, before minutes of work.
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -218,13 +218,18 @@ def training_text(
     return data.python_corpus(tokenizer=model.tokenizer, cache_dir=place, progress=progress)
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, read: Iterable[Path | None] = ()) -> None:
     """Check that a file could be written, before the work whose result it is to hold.
 
     Raises:
-        ValueError: If its place is a folder.
+        ValueError: If its place is a folder, or that of a file that the command reads.
         OSError: If it could not.
     """
+    for given in read:
+        if given is not None and given.exists() and path.exists() and path.samefile(given):
+            raise ValueError(
+                f"{path} would be written over, and the command reads it. Give another --out."
+            )
     if path.is_dir():
         raise ValueError(f"--out is a file's name, and {path} is a folder.")
     check_folder(path.absolute().parent)

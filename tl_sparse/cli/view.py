@@ -81,7 +81,7 @@ def view(
         _check_page(model)
         out = model
     else:
-        check_file(out)
+        check_file(out, read=[circuit, audit, other, other_audit, task_file])
         about = {"cache": corpus_cache, "task": task_file, "text": text, "device": device}
         about["progress"] = not quiet
         first, second = "", ""
