@@ -39,7 +39,7 @@ from tl_sparse.sweeps import (
 from tl_sparse.sweeps.cells import cell_of
 from tl_sparse.sweeps.means import estimate, geometric_mean
 from tl_sparse.sweeps.plans import dense_model, is_dense, n_block_weights, sparse_model
-from tl_sparse.sweeps.results import Finished, model_rows, ratio, target_rows
+from tl_sparse.sweeps.results import Finished, model_rows, ratio, stage_rows, target_rows
 from tl_sparse.sweeps.work import log_kurtosis
 from tl_sparse.tasks import get
 from tl_sparse.training import mean_loss
@@ -546,7 +546,8 @@ def written(tmp_path: Path, preset: Any = TWO_ARMS) -> Store:
             n = edges[cell.model.width if is_dense(cell.model) else "sparse"]
             result["n_edges"] = n * (1 if cell.pruning.target_loss == 0.15 else 2)
             result["n_nodes"] = 2 * n
-            result["stages"] = [{"stage": "nodes", "n_nodes": 9, "n_edges": 3 * n}]
+            many = 3 * n * (2 if is_dense(cell.model) else 1)
+            result["stages"] = [{"stage": "nodes", "n_nodes": 9, "n_edges": many}]
             if cell.audit is not None:
                 holds = "holds" if not is_dense(cell.model) else "fails"
                 result["verdicts"] = {"necessary": holds, "stable": "not tested"}
@@ -622,6 +623,13 @@ def test_each_sparse_model_is_set_beside_the_dense_one_of_nearest_loss(tmp_path)
     easy, asked = target_rows(done, preset.targets)
     assert (easy["sparse edges"][0], easy["dense edges"][0]) == (8.0, 128.0)
     assert (asked["dense / sparse"], asked["tasks compared"]) == ([16.0, 16.0, 16.0], 2)
+    first, last = stage_rows(done)  # no circuit here has a second stage
+    assert "the paper's count" in first["edges left after"]
+    assert (first["sparse edges"][0], first["dense edges"][0]) == (12.0, 384.0)
+    assert first["dense / sparse"] == [32.0, 32.0, 32.0]
+    assert last == {"edges left after": "the clean-up"} | {
+        name: value for name, value in asked.items() if name != "target loss"
+    }
 
 
 def test_a_summary_is_written_with_what_is_there_and_says_what_is_missing(tmp_path):

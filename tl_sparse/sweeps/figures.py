@@ -26,6 +26,7 @@ from tl_sparse.sweeps.results import (
     mean,
     method_rows,
     model_rows,
+    stage_rows,
     task_rows,
     verdict_rows,
 )
@@ -46,6 +47,7 @@ TITLES = {
 
 TABLES = {
     "targets": "At each target loss, on the tasks that both arms compared have a circuit for",
+    "stages": "The same at the target of 0.15, after each stage of the pruner",
     "arms": "The arms at the target of 0.15: circuits with edges, as geometric means over tasks",
     "saes": "The SAEs, scored on validation text",
     "sae tasks": "Circuits of latents at the target of 0.15, each seed's",
@@ -146,6 +148,7 @@ def _arms(done: Finished, targets: Sequence[float]) -> dict[str, list[dict[str, 
     """Make the tables of the arms, those of SAEs being empty where there are none."""
     return {
         "targets": three_arm_rows(done, targets),
+        "stages": stage_rows(done),
         "arms": arm_rows(done),
         "saes": sae_rows(done),
         "sae tasks": sae_task_rows(done),

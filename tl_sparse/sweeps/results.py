@@ -14,6 +14,13 @@ from tl_sparse.sweeps.means import Estimate, estimate
 from tl_sparse.sweeps.plans import TARGET, is_dense
 from tl_sparse.sweeps.store import Store
 
+STAGES = {
+    "nodes": "stage one, nodes (the paper's count)",
+    "edges": "stage two, single weights",
+    None: "the clean-up",
+}
+"""Stages of the pruner, in words; None is its end."""
+
 Counts = dict[str, int]
 """Edges of a circuit, or nodes, by task."""
 
@@ -79,7 +86,7 @@ class Finished:
             result = self.results[cell.key]
             n_edges = result.get("n_edges", 0)
             if stage is not None and n_edges:
-                n_edges = {s["stage"]: s["n_edges"] for s in result["stages"]}[stage]
+                n_edges = {s["stage"]: s["n_edges"] for s in result.get("stages", ())}.get(stage, 0)
             if n_edges:
                 found[cell.task] = n_edges
         return found
@@ -191,26 +198,38 @@ def _against_match(done: Finished, models: Sequence[ModelCell], target: float) -
 
 def target_rows(done: Finished, targets: Sequence[float]) -> list[dict[str, Any]]:
     """Give a row for each target loss: edges of the sparse models and of their matches."""
-    rows = []
-    for target in targets:
-        pairs = [
-            (done.edges(m, target=target), done.edges(rival, target=target))
-            for m in done.sparse()
-            if (rival := done.match(m)) is not None
-        ]
-        both = [{t: a[t] for t in a.keys() & b.keys()} for a, b in pairs]
-        others = [{t: b[t] for t in a.keys() & b.keys()} for a, b in pairs]
-        found = ratio(pairs)
-        rows.append(
-            {
-                "target loss": target,
-                "sparse edges": _listed(pooled(both)),
-                "dense edges": _listed(pooled(others)),
-                "dense / sparse": _listed(found),
-                "tasks compared": 0 if found is None else found.n,
-            }
-        )
-    return rows
+    return [{"target loss": target} | _side_by_side(done, target, None) for target in targets]
+
+
+def stage_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
+    """Give a row for each stage of the pruner, where there is a ratio: edges left after it.
+
+    What is left after the first stage is all weights between the nodes that are kept: a circuit as
+    Gao et al. (2025) count it.
+    """
+    rows = [
+        {"edges left after": words} | _side_by_side(done, target, stage)
+        for stage, words in STAGES.items()
+    ]
+    return [row for row in rows if row["tasks compared"]]
+
+
+def _side_by_side(done: Finished, target: float, stage: str | None) -> dict[str, Any]:
+    """Give the edges of the sparse models and of their matches, on the tasks that both have."""
+    pairs = [
+        (done.edges(m, target=target, stage=stage), done.edges(rival, target=target, stage=stage))
+        for m in done.sparse()
+        if (rival := done.match(m)) is not None
+    ]
+    both = [{t: a[t] for t in a.keys() & b.keys()} for a, b in pairs]
+    others = [{t: b[t] for t in a.keys() & b.keys()} for a, b in pairs]
+    found = ratio(pairs)
+    return {
+        "sparse edges": _listed(pooled(both)),
+        "dense edges": _listed(pooled(others)),
+        "dense / sparse": _listed(found),
+        "tasks compared": 0 if found is None else found.n,
+    }
 
 
 def task_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
