@@ -90,9 +90,10 @@ def _show_one(name: str, folder: Path | None, *, as_json: bool) -> None:
     spec = None if is_file_of_pairs(name) else all_tasks.spec(name)
     model = open_for_tasks(folder) if folder else None
     tokenizer = model.tokenizer if model else catalog.sample_tokenizer()
-    score = None
+    score, n_prompts = None, 0
     if spec is None or as_json or model is not None:
         task = open_task(name, tokenizer, max_tokens=model.cfg.n_ctx if model else None)
+        n_prompts = 2 * task.n_examples("test")
         score = task_score(model, task) if model else None
         if as_json:
             say_json(_in_numbers(task, score))
@@ -103,7 +104,7 @@ def _show_one(name: str, folder: Path | None, *, as_json: bool) -> None:
         for line in catalog.shown(spec, tokenizer=tokenizer):
             say(line)
     if score is not None:
-        say(f"\nthe model: {_in_words(score)}")
+        say(f"\nthe model: {_in_words(score)} ({n_prompts} test prompts)")
     if score is not None and not score.passes:
         then(TRAIN_MORE)
     else:
