@@ -211,7 +211,8 @@ def test_lists_in_a_settings_file_join_what_a_flag_joins_by_commas(place, monkey
     monkeypatch.setattr(module, "chosen_preset", chosen_preset)
     (place / "a.toml").write_text("seeds = [0, 1]\ntasks = ['for_while', 'var_swap']")
     assert run("compare --config a.toml").err == "Error: enough\n"
-    assert asked == {"seeds": "0,1", "only_tasks": "for_while,var_swap", "targets": None}
+    wanted = {"seeds": "0,1", "only_tasks": "for_while,var_swap", "targets": None, "sae": True}
+    assert asked == wanted
 
 
 # -- tasks of one's own ---------------------------------------------------------------------------
