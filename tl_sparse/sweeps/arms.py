@@ -13,9 +13,8 @@ from typing import Any
 
 from tl_sparse.sae_arm import ArmScores
 from tl_sparse.sweeps.cells import ModelCell
-from tl_sparse.sweeps.means import Estimate
 from tl_sparse.sweeps.plans import TARGET
-from tl_sparse.sweeps.results import Counts, Finished, mean, pooled, ratio, target_rows
+from tl_sparse.sweeps.results import Counts, Finished, listed, mean, pooled, ratio, target_rows
 
 ARMS = {"sparse": (0, False), "dense": (1, False), "SAEs on the dense": (1, True)}
 """Which model of a pair, and whether with SAEs."""
@@ -46,8 +45,8 @@ def arm_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "arm": arm,
             "tasks with a circuit": [len(some) for some in edges],
-            "nodes": _listed(pooled(nodes)),
-            "edges": _listed(pooled(edges)),
+            "nodes": listed(pooled(nodes)),
+            "edges": listed(pooled(edges)),
         }
         for other in ARMS:
             if other == arm:
@@ -85,7 +84,7 @@ def _against(
     for what in ("nodes", "edges"):
         first, second = (_counts(done, pairs, arm, f"n_{what}", target) for arm in arms)
         times = ratio(zip(first, second, strict=True))
-        found[f"{what} / {arms[0]}"] = _listed(times)
+        found[f"{what} / {arms[0]}"] = listed(times)
         n_tasks = 0 if times is None else times.n
     return found | {f"tasks compared with {arms[0]}": n_tasks}
 
@@ -101,10 +100,6 @@ def _kinds(
             mean([float(n) for counts in some for n in counts.values()]), 1
         )
     return found
-
-
-def _listed(found: Estimate | None) -> list[float] | None:
-    return None if found is None else found.to_list()
 
 
 def three_arm_rows(done: Finished, targets: Sequence[float]) -> list[dict[str, Any]]:
@@ -123,8 +118,8 @@ def three_arm_rows(done: Finished, targets: Sequence[float]) -> list[dict[str, A
                 {t: b[t] for t in a.keys() & b.keys()} for a, b in zip(sparse, saes, strict=True)
             ]
             found = ratio(zip(sparse, saes, strict=True))
-            row["SAE edges"] = _listed(pooled(both))
-            row["SAE / sparse"] = _listed(found)
+            row["SAE edges"] = listed(pooled(both))
+            row["SAE / sparse"] = listed(found)
             row["tasks compared with SAEs"] = 0 if found is None else found.n
     return rows
 

@@ -160,7 +160,7 @@ def model_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]
             "log kurtosis": round(mean([r["kurtosis"] for r in results]), 3),
             "tasks tried": max(len(done.tried(m, target=target)) for m in models),
             "tasks with a circuit": [len(some) for some in edges],
-            "edges": _listed(pooled(edges)),
+            "edges": listed(pooled(edges)),
         }
         if not is_dense(first):
             row |= _against_match(done, models, target)
@@ -172,7 +172,8 @@ def _all_dense(done: Finished) -> list[ModelCell]:
     return [m for m in done.models.values() if is_dense(m)]
 
 
-def _listed(found: Estimate | None) -> list[float] | None:
+def listed(found: Estimate | None) -> list[float] | None:
+    """Give an estimate as a table has it: value, low and high, or None."""
     return None if found is None else found.to_list()
 
 
@@ -191,7 +192,7 @@ def _against_match(done: Finished, models: Sequence[ModelCell], target: float) -
     return {
         "matched dense widths": widths,
         "mean loss gap": round(mean(gaps), 4),
-        "dense / sparse edges": _listed(found),
+        "dense / sparse edges": listed(found),
         "tasks compared": 0 if found is None else found.n,
     }
 
@@ -225,9 +226,9 @@ def _side_by_side(done: Finished, target: float, stage: str | None) -> dict[str,
     others = [{t: b[t] for t in a.keys() & b.keys()} for a, b in pairs]
     found = ratio(pairs)
     return {
-        "sparse edges": _listed(pooled(both)),
-        "dense edges": _listed(pooled(others)),
-        "dense / sparse": _listed(found),
+        "sparse edges": listed(pooled(both)),
+        "dense edges": listed(pooled(others)),
+        "dense / sparse": listed(found),
         "tasks compared": 0 if found is None else found.n,
     }
 
@@ -277,7 +278,7 @@ def method_rows(done: Finished) -> list[dict[str, Any]]:
         rows.append(
             {
                 "arm": arm,
-                "attribution / learned": _listed(found),
+                "attribution / learned": listed(found),
                 "tasks compared": 0 if found is None else found.n,
             }
         )
