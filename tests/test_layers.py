@@ -70,7 +70,7 @@ LAYERS = {
     "plots": 8,
     "sae_arm": 8,
     "bench": 8,
-    "sweeps": 8.5,
+    "sweeps": 9.5,
     "zoo": 8,
     "concepts": 8,
     "capability": 9,

@@ -38,7 +38,8 @@ from tl_sparse.sweeps import (
 )  # fmt: skip
 from tl_sparse.sweeps.cells import cell_of
 from tl_sparse.sweeps.means import estimate, geometric_mean
-from tl_sparse.sweeps.plans import dense_model, is_dense, n_block_weights, sparse_model
+from tl_sparse.sweeps.plans import dense_model, is_dense, sparse_model
+from tl_sparse.sweeps.presets import n_block_weights
 from tl_sparse.sweeps.results import Finished, model_rows, ratio, stage_rows, target_rows
 from tl_sparse.sweeps.work import log_kurtosis
 from tl_sparse.tasks import get
@@ -132,7 +133,7 @@ def test_the_key_hangs_on_every_setting():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "cake"}, "kind is one of model, saes, circuit, got 'cake'"),
+        ({"kind": "cake"}, "kind is one of model, saes, circuit, bits, n-grams, got 'cake'"),
         ({"width": 0}, "width is a positive finite integer, got 0"),
         ({"colour": "red"}, "no model cell of this version: .*colour"),
         ({"device": "tpu"}, "device is one of 'cpu', 'cuda', got 'tpu'"),
@@ -762,7 +763,10 @@ def test_the_command_does_a_figure_and_writes_it(tmp_path, finished, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure9"], "A figure is one of figure2, figure3, activation, optimizer, methods; got"),
+        (
+            ["figure9"],
+            "A figure is one of figure2, figure3, activation, optimizer, methods, capability",
+        ),
         (["figure3", "--preset", "huge"], "A preset is one of tiny, laptop, gpu, paper; got"),
         (["figure3", "--seeds", "a"], "seeds are whole numbers joined by commas, got 'a'"),
         (["figure3", "--tasks", "tea"], "There is no task 'tea'"),

@@ -22,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from tl_sparse.functional import abs_topk
+
 Activation = Literal["topk", "abstopk", "relu", "jumprelu"]
 
 View = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -115,13 +117,8 @@ class Coder(nn.Module):
         if self.activation == "jumprelu":
             assert self.threshold is not None
             return h.relu() * (h > self.threshold).to(h.dtype)
-        assert self.k is not None
-        size = h.abs() if self.activation == "abstopk" else h
-        places = size.topk(self.k, dim=-1, sorted=False).indices
-        values = h.gather(-1, places)
-        if self.activation == "topk":
-            values = values.relu()
-        return torch.zeros_like(h).scatter(-1, places, values)
+        assert self.k is not None  # what topk keeps below zero its ReLU makes zero
+        return abs_topk(h if self.activation == "abstopk" else h.relu(), self.k)
 
     # -- as virtual weights -----------------------------------------------------------------------
 

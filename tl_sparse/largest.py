@@ -36,6 +36,9 @@ handing it over costs little."""
 BLOCK = 512
 """The longest row that is sorted whole."""
 
+LEAST_BLOCK = 256
+"""The shortest block of a longer row: in shorter ones little is ruled out."""
+
 AROUND = 64
 """Ranks below and above the expected one that are looked at in each block: five standard deviations
 of what chance does."""
@@ -201,24 +204,25 @@ def kth_largest(rows: Rows, k: int) -> Rows:
     if width <= BLOCK:
         rows.sort(axis=-1)
         return rows[:, width - k].copy()
-    if width % BLOCK:
+    block = next((size for size in range(BLOCK, LEAST_BLOCK - 1, -1) if width % size == 0), None)
+    if block is None:
         rows.partition(width - k, axis=-1)
         return rows[:, width - k].copy()
-    n_blocks = width // BLOCK
-    blocks = rows.reshape(n_rows, n_blocks, BLOCK)
+    n_blocks = width // block
+    blocks = rows.reshape(n_rows, n_blocks, block)
     blocks.sort(axis=-1)
     # In rising order; the threshold stands so many places from the end of each block, or nearly.
-    low = max(0, BLOCK - -(-k // n_blocks) - AROUND)
-    high = min(BLOCK, BLOCK - k // n_blocks + AROUND)
+    low = max(0, block - -(-k // n_blocks) - AROUND)
+    high = min(block, block - k // n_blocks + AROUND)
     if n_blocks * (high - low) == width:  # nothing was ruled out
         rows.partition(width - k, axis=-1)
         return rows[:, width - k].copy()
     around = blocks[:, :, low:high].reshape(n_rows, -1)
-    found = kth_largest(around, k - n_blocks * (BLOCK - high))
+    found = kth_largest(around, k - n_blocks * (block - high))
     wrong = np.zeros(n_rows, dtype=bool)
     if low > 0:
         wrong |= blocks[:, :, low - 1].max(-1) > found
-    if high < BLOCK:
+    if high < block:
         wrong |= blocks[:, :, high].min(-1) < found
     if wrong.any():  # blocks that are unlike each other
         found[wrong] = np.partition(rows[wrong], width - k, axis=-1)[:, width - k]

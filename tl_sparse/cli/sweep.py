@@ -25,7 +25,7 @@ def sweep(
         str,
         typer.Argument(
             help="What to make, joined by commas: figure2, figure3, activation, optimizer, "
-            "methods.",
+            "methods, capability.",
             autocompletion=some_of(FIGURES),
         ),
     ],

@@ -22,7 +22,8 @@ from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell, Text
 from tl_sparse.sweeps.comparing import Comparison, compare
 from tl_sparse.sweeps.engine import Outcome, run_cells
 from tl_sparse.sweeps.figures import Summary, summarise
-from tl_sparse.sweeps.plans import FIGURES, PRESETS, Preset
+from tl_sparse.sweeps.plans import FIGURES
+from tl_sparse.sweeps.presets import PRESETS, Preset
 from tl_sparse.sweeps.store import Store
 
 __all__ = [

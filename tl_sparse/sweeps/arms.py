@@ -13,7 +13,7 @@ from typing import Any
 
 from tl_sparse.sae_arm import ArmScores
 from tl_sparse.sweeps.cells import ModelCell
-from tl_sparse.sweeps.plans import TARGET
+from tl_sparse.sweeps.presets import TARGET
 from tl_sparse.sweeps.results import Counts, Finished, listed, mean, pooled, ratio, target_rows
 
 ARMS = {"sparse": (0, False), "dense": (1, False), "SAEs on the dense": (1, True)}

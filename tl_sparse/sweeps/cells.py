@@ -1,8 +1,9 @@
 """Cells: the pieces of work of a sweep, each a function of its own settings alone.
 
-1. A cell is frozen data: what to train (`ModelCell`), SAEs of which model (`SAECell`), or what to
-   prune on which model, with or without SAEs (`CircuitCell`). Its `spec` says all of it as JSON,
-   and the hash of that is its `key`.
+1. A cell is frozen data: what to train (`ModelCell`), SAEs of which model (`SAECell`), what to
+   prune on which model, with or without SAEs (`CircuitCell`), or what to score on held-out text, a
+   model (`BitsCell`) or n-grams (`NGramCell`). Its `spec` says all of it as JSON, and the hash of
+   that is its `key`.
 2. `needs` are cells that have to be done before.
 3. `work.do` does a cell and gives a small result, as JSON. The same cell gives the same result, bit
    for bit, on the same kind of machine: seeds are part of it, times are not.
@@ -229,6 +230,48 @@ class CircuitCell(Cell):
         return values | {"saes": {k: v for k, v in saes.items() if k != "model"}}
 
 
+@checks_itself
+@dataclass(frozen=True, kw_only=True)
+class BitsCell(Cell):
+    """Score one model on all of the validation text: `capability.capability_row`."""
+
+    kind: ClassVar[str] = "bits"
+
+    model: ModelCell
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """The model."""
+        return (self.model,)
+
+    @property
+    def label(self) -> str:
+        """The model."""
+        return f"bits per byte, {self.model.label.removeprefix('train ')}"
+
+
+@checks_itself
+@dataclass(frozen=True, kw_only=True)
+class NGramCell(Cell):
+    """Count n-grams on all of the training text, and score them as `BitsCell` scores models."""
+
+    kind: ClassVar[str] = "n-grams"
+
+    text: Text
+    order: int
+    """Tokens of the longest ones."""
+    n_ctx: int = 128
+    """Tokens of a window of validation text, as the models' that they stand beside."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, POSITIVE_INTEGER, "order", "n_ctx")
+
+    @property
+    def label(self) -> str:
+        """The order."""
+        return f"bits per byte, {self.order}-grams"
+
+
 def cell_of(spec: Mapping[str, Any]) -> Cell:
     """Build the cell that a spec describes.
 
@@ -237,7 +280,10 @@ def cell_of(spec: Mapping[str, Any]) -> Cell:
     """
     values = dict(spec)
     kind = values.pop("kind", None)
-    builders = {"model": _model_of, "saes": _saes_of, "circuit": _circuit_of}
+    builders = {
+        "model": _model_of, "saes": _saes_of, "circuit": _circuit_of,
+        "bits": _bits_of, "n-grams": _ngrams_of,
+    }  # fmt: skip
     if kind not in builders:
         raise ValueError(f"A cell's kind is one of {', '.join(builders)}, got {kind!r}.")
     try:
@@ -280,3 +326,11 @@ def _circuit_of(values: dict[str, Any]) -> CircuitCell:
     if values["audit"] is not None:
         values["audit"] = AuditConfig.from_dict(values["audit"])
     return CircuitCell(**values)
+
+
+def _bits_of(values: dict[str, Any]) -> BitsCell:
+    return BitsCell(**values | {"model": _model_in(values)})
+
+
+def _ngrams_of(values: dict[str, Any]) -> NGramCell:
+    return NGramCell(**values | {"text": Text(**values["text"])})

@@ -17,9 +17,11 @@ from tl_sparse.sweeps.arms import (
     sae_task_rows,
     three_arm_rows,
 )
+from tl_sparse.sweeps.capabilities import bits_curves, bits_rows, cost_rows
 from tl_sparse.sweeps.cells import Cell, Text
 from tl_sparse.sweeps.means import geometric_mean
-from tl_sparse.sweeps.plans import ABLATIONS, FIGURES, Preset, is_dense, sparse_model
+from tl_sparse.sweeps.plans import ABLATIONS, FIGURES, ablated_model, is_dense
+from tl_sparse.sweeps.presets import Preset
 from tl_sparse.sweeps.results import (
     Finished,
     by_recipe,
@@ -43,6 +45,7 @@ TITLES = {
     "activation": "The density of activations",
     "optimizer": "The optimiser without one of its parts",
     "methods": "Learned masks against attribution",
+    "capability": "What sparsity costs in prediction",
 }
 
 TABLES = {
@@ -56,6 +59,8 @@ TABLES = {
     "audit": "Claims of the audit that hold",
     "optimizer": "Validation loss, nats a token",
     "methods": "Edges between the nodes that attribution keeps, as a multiple of learned masks'",
+    "bits": "Bits per byte of the validation text, means over seeds",
+    "cost": "What fewer nonzero weights cost the sparse model at equal width",
 }
 
 
@@ -92,7 +97,10 @@ class Summary:
     def drawing(self) -> str:
         """Draw the curves as SVG."""
         x, y = self.axes
-        return draw_curves(self.curves, x_label=x, y_label=y, log_y=y.startswith("edges"))
+        return draw_curves(
+            self.curves, x_label=x, y_label=y,
+            log_x=x.startswith("nonzeros"), log_y=y.startswith("edges"),
+        )  # fmt: skip
 
     def markdown(self, *, level: int = 2) -> str:
         """Write title, figure and tables in Markdown."""
@@ -187,6 +195,9 @@ def summarise(figure: str, preset: Preset, text: Text, store: Store) -> Summary:
         axes = axes if figure == "figure3" else ("activation density", axes[1])
     elif figure == "optimizer":
         tables = {"optimizer": optimizer_rows(preset, text, done)}
+    elif figure == "capability":
+        tables = {"bits": bits_rows(preset, text, done), "cost": cost_rows(done)}
+        curves, axes = bits_curves(done), ("nonzeros in blocks", "bits per byte")
     else:
         tables = {"methods": method_rows(done)}
     return Summary(figure, about, tables, curves, axes, _notes(tables))
@@ -196,7 +207,7 @@ def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str,
     """Give a row for each change of the optimiser: mean loss, and the difference it makes."""
     rows, base = [], {}
     for name, changes in ABLATIONS.items():
-        cells = {s: sparse_model(preset, text, seed=s, **changes) for s in preset.seeds}
+        cells = {s: ablated_model(preset, text, seed=s, changes=changes) for s in preset.seeds}
         found = {s: done.results[c.key] for s, c in cells.items() if c.key in done.results}
         losses = {s: r["validation_loss"] for s, r in found.items() if not r.get("diverged")}
         base = base or losses

@@ -5,122 +5,23 @@ target behind each other, seed by seed, then the rest. So a sweep that is cut of
 figure. The same model serves several figures: its cell is the same.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
-from tl_sparse.presets import DEMO_TRAINING, DENSE_SPARSITY, DENSE_TRAINING
-from tl_sparse.sae_arm import SAESettings
-from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell, Text
-from tl_sparse.tasks import PAPER_TASKS
-
-TARGET = 0.15
-"""The paper's target, in nats."""
-
-SAES = SAESettings(architecture="topk", expansion=4, l0=16)
-"""The SAEs of the third arm: 16 of 4 x width latents on at a token.
-
-Chosen by loss with all ten spliced in, errors left out, never by a circuit. On the laptop preset's
-control (width 48, seed 0, loss 2.810) that is 3.287 for TopK and 3.334 for AbsTopK at an L0 of 16,
-and 3.856 for TopK at 8. TopK hits the L0 that it is asked for at any width, where JumpReLU has to
-be aimed and BatchTopK has most dead latents (docs/results/saes.md). Twice as many latents were not
-tried here: they make a cell slower, and offer a circuit more nodes to choose from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """The size of a sweep."""
-
-    name: str
-    n_layers: int = 2
-    n_ctx: int = 128
-    n_characters: int = 24_000_000
-    vocab_size: int = 1024
-    dialect: str = "tasks"
-    sparse_training: TrainingConfig = DEMO_TRAINING
-    dense_training: TrainingConfig = DENSE_TRAINING
-    widths: tuple[int, ...]
-    """d_model of the sparse models; the second one is the main one."""
-    nonzeros: tuple[int, ...]
-    """Nonzero weights in the blocks of the sparse models; the second number is the main one."""
-    dense_widths: tuple[int, ...]
-    """d_model of the dense models, among which each sparse one finds its match in loss."""
-    control_widths: tuple[int, ...] | None = None
-    """Those of them that come near the main sparse model, where that is known; None is all."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    tasks: tuple[str, ...] = PAPER_TASKS
-    targets: tuple[float, ...] = (0.5, TARGET, 0.05)
-    """Target losses of Figure 2, in nats."""
-    activation_density: float = 0.25
-    activation_densities: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-    saes: SAESettings | None = SAES
-    """SAEs of the third arm, on the dense controls, with the seed of the model; None leaves the arm
-    out."""
-    sae_targets: tuple[float, ...] = (TARGET,)
-    """Target losses at which the SAE arm is pruned, of those of the figure."""
-    n_reference_tokens: int = 2**18
-    device: Literal["cpu", "cuda"] = "cpu"
-    hours: float
-    """What the whole of it is estimated to take, on the machine that the preset is for."""
-
-    def text(self, folder: Any, *, progress: bool = True) -> Text:
-        """Make or open the text."""
-        return Text.of(
-            folder, n_characters=self.n_characters, vocab_size=self.vocab_size,
-            dialect=self.dialect, progress=progress,
-        )  # fmt: skip
-
-
-_GPU = {"batch_size": 64, "precision": "bf16", "learning_rate": 0.0128}
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            name="tiny", n_characters=400_000, vocab_size=300,
-            widths=(32, 48), nonzeros=(600, 1200),
-            # So short a run of dense models needs more haste than the sparse ones do.
-            sparse_training=replace(DEMO_TRAINING, n_tokens=102_400, learning_rate=3e-3),
-            dense_training=replace(DENSE_TRAINING, n_tokens=102_400, learning_rate=1e-2),
-            dense_widths=(8, 16), seeds=(0,), tasks=("single_double_quote", "for_while"),
-            targets=(TARGET,), activation_densities=(0.25, 1.0), n_reference_tokens=2048, hours=0.1,
-            saes=replace(SAES, l0=8, n_windows=64, batch_size=256),
-        ),
-        Preset(
-            # Four times the demo's tokens: with the demo's own, few tasks are done well enough.
-            name="laptop", widths=(64, 128, 256), nonzeros=(4_000, 8_000, 16_000),
-            sparse_training=replace(DEMO_TRAINING, n_tokens=4 * DEMO_TRAINING.n_tokens),
-            dense_training=replace(DENSE_TRAINING, n_tokens=4 * DENSE_TRAINING.n_tokens),
-            dense_widths=(28, 36, 48, 64, 80), control_widths=(48,), hours=17.5,
-        ),
-        Preset(
-            name="gpu", n_layers=4, n_ctx=256, n_characters=200_000_000, vocab_size=2048,
-            widths=(256, 512, 1024), nonzeros=(50_000, 100_000, 200_000),
-            sparse_training=replace(DEMO_TRAINING, n_tokens=400_000_000, **_GPU),
-            dense_training=replace(DENSE_TRAINING, n_tokens=400_000_000, batch_size=64,
-                                   precision="bf16"),
-            dense_widths=(32, 48, 72, 108, 160, 240), device="cuda", hours=48.0,
-        ),
-        Preset(
-            name="paper", n_layers=8, n_ctx=256, n_characters=200_000_000, vocab_size=2048,
-            widths=(256, 512, 1024, 2048, 4096),
-            nonzeros=(928_000, 1_856_000, 3_712_000, 7_424_000, 14_848_000),
-            sparse_training=TrainingConfig(n_tokens=32_000_000_000, batch_size=512,
-                                           learning_rate=0.0128, precision="fp16"),
-            dense_training=replace(DENSE_TRAINING, n_tokens=32_000_000_000, batch_size=512,
-                                   precision="bf16"),
-            dense_widths=(64, 128, 256, 512), device="cuda", hours=20_000.0,
-        ),
-    )
-}  # fmt: skip
-"""`laptop` is for two CPU cores, `gpu` for one GPU, `paper` the paper's own grid."""
-
-
-def n_block_weights(preset: Preset, width: int) -> int:
-    """Count the weights of the blocks' matrices at a width."""
-    heads = -(-width // 16) * 16
-    return preset.n_layers * (4 * width * heads + 8 * width**2)
+from tl_sparse.presets import DENSE_SPARSITY
+from tl_sparse.sweeps.cells import (
+    BitsCell,
+    Cell,
+    CircuitCell,
+    ModelCell,
+    NGramCell,
+    SAECell,
+    Text,
+)
+from tl_sparse.sweeps.presets import TARGET, Preset, n_block_weights
 
 
 def sparse_model(
@@ -291,10 +192,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 def optimizer(preset: Preset, text: Text) -> list[Cell]:
     """Validation loss of the main sparse model without one part of the optimiser at a time."""
     return [
-        sparse_model(preset, text, seed=seed, **changes)
+        ablated_model(preset, text, seed=seed, changes=changes)
         for seed in preset.seeds
         for changes in ABLATIONS.values()
     ]
+
+
+def ablated_model(preset: Preset, text: Text, *, seed: int, changes: dict[str, Any]) -> ModelCell:
+    """Give the main sparse model's cell with changes to the optimiser, at the short training."""
+    short = replace(preset, sparse_training=preset.short_training or preset.sparse_training)
+    return sparse_model(short, text, seed=seed, **changes)
 
 
 ATTRIBUTION = PruningConfig(method="attribution", edges=False, drop_one=False)
@@ -311,6 +218,50 @@ def methods(preset: Preset, text: Text) -> list[Cell]:
     return cells
 
 
+N_GRAM_ORDERS = (1, 2, 3, 4, 5)
+
+
+def capability(preset: Preset, text: Text) -> list[Cell]:
+    """Bits per byte over nonzeros, beside dense models that are equal in something, and n-grams."""
+    cells: list[Cell] = [
+        NGramCell(text=text, order=order, n_ctx=preset.n_ctx) for order in N_GRAM_ORDERS
+    ]
+    main = preset.nonzeros[1]
+    some = (*preset.nonzeros, 4 * main, 16 * main)
+    ladder = [n for n in some if n < n_block_weights(preset, preset.widths[1])]
+    for seed in preset.seeds:
+        models = [sparse_model(preset, text, seed=seed, nonzeros=n) for n in ladder]
+        models += [
+            dense_model(preset, text, seed=seed, width=width) for width in equal_widths(preset)
+        ]
+        for model in models:
+            cells += [model, BitsCell(model=model)]
+    return cells
+
+
+def equal_widths(preset: Preset) -> dict[int, str]:
+    """Give the widths of dense models that `capability` sets beside the main sparse one, and why.
+
+    One of as many parameters, which is as good as equal compute, since both multiply by zeros; one
+    of as many nonzero weights, and one of as many in the blocks, for which the nearest width is
+    taken; and the controls of Figure 2, near in loss.
+    """
+    main, nonzeros = preset.widths[1], preset.nonzeros[1]
+
+    def nearest(wanted: int, size: Callable[[int], int]) -> int:
+        return min(range(1, main + 1), key=lambda w: abs(math.log(size(w) / wanted)))
+
+    def everywhere(width: int) -> int:
+        return n_block_weights(preset, width) + 2 * preset.vocab_size * width
+
+    in_blocks = nearest(nonzeros, lambda width: n_block_weights(preset, width))
+    in_all = nearest(nonzeros + 2 * preset.vocab_size * main, everywhere)
+    controls = preset.dense_widths if preset.control_widths is None else preset.control_widths
+    return {width: "loss, about" for width in controls} | {
+        main: "parameters, compute", in_all: "nonzeros", in_blocks: "nonzeros in blocks",
+    }  # fmt: skip
+
+
 def _main_pair(preset: Preset, text: Text, *, seed: int) -> list[ModelCell]:
     """Give the main sparse model and the dense ones that may match it."""
     widths = preset.dense_widths if preset.control_widths is None else preset.control_widths
@@ -324,5 +275,6 @@ FIGURES: dict[str, Callable[[Preset, Text], list[Cell]]] = {
     "activation": activation,
     "optimizer": optimizer,
     "methods": methods,
+    "capability": capability,
 }
 """What `tl-sparse sweep` can make."""

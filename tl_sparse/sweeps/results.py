@@ -9,9 +9,10 @@ over tasks.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell
+from tl_sparse.sweeps.cells import BitsCell, Cell, CircuitCell, ModelCell, NGramCell, SAECell
 from tl_sparse.sweeps.means import Estimate, estimate
-from tl_sparse.sweeps.plans import TARGET, is_dense
+from tl_sparse.sweeps.plans import is_dense
+from tl_sparse.sweeps.presets import TARGET
 from tl_sparse.sweeps.store import Store
 
 STAGES = {
@@ -33,6 +34,8 @@ class Finished:
         self.models: dict[str, ModelCell] = {}
         self.saes: list[SAECell] = []
         self.circuits: list[CircuitCell] = []
+        self.scored: list[BitsCell] = []
+        self.n_grams: list[NGramCell] = []
         self.n_asked = 0
         for cell in {cell.key: cell for cell in cells}.values():
             self.n_asked += 1
@@ -47,6 +50,10 @@ class Finished:
                 self.saes.append(cell)
             elif isinstance(cell, CircuitCell):
                 self.circuits.append(cell)
+            elif isinstance(cell, NGramCell):
+                self.n_grams.append(cell)
+            elif isinstance(cell, BitsCell) and not result.get("diverged"):
+                self.scored.append(cell)
 
     def loss(self, model: ModelCell) -> float:
         """Give a model's validation loss."""

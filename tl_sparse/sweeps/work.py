@@ -1,4 +1,4 @@
-"""What cells do: train and measure a model, or SAEs of it; find and audit a circuit.
+"""What cells do: train and measure a model, or SAEs of it; find and audit a circuit; score text.
 
 Everything is kept at the place where it can be found again: checkpoints, references, circuits.
 """
@@ -14,6 +14,7 @@ from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import References, references
 from tl_sparse.auditing import audit
+from tl_sparse.capability import CapabilityRow, NGramModel, capability_row
 from tl_sparse.checkpoints import read_tensors, write_tensors
 from tl_sparse.circuit import Circuit, Site
 from tl_sparse.data import Corpus
@@ -30,7 +31,7 @@ from tl_sparse.sae_arm import (
     train_saes,
 )
 from tl_sparse.sites import model_hash
-from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell
+from tl_sparse.sweeps.cells import BitsCell, Cell, CircuitCell, ModelCell, NGramCell, SAECell
 from tl_sparse.sweeps.store import Store
 from tl_sparse.tasks import Task, get
 from tl_sparse.training import DivergedError, train
@@ -51,6 +52,10 @@ def do(cell: Cell, store: Store, *, progress: bool = True) -> dict[str, Any]:
         result = train_model(cell, store, progress=progress)
     elif isinstance(cell, SAECell):
         result = train_cell_saes(cell, store, progress=progress)
+    elif isinstance(cell, BitsCell):
+        result = score_model(cell, store, progress=progress)
+    elif isinstance(cell, NGramCell):
+        result = score_ngrams(cell, store, progress=progress)
     else:
         assert isinstance(cell, CircuitCell)
         result = find_circuit(cell, store, progress=progress)
@@ -124,6 +129,31 @@ def train_cell_saes(cell: SAECell, store: Store, *, progress: bool) -> dict[str,
     windows = corpus.validation.windows(n_ctx=n_ctx, n_windows=n_windows)
     scores = score_saes(model, saes, windows, progress=progress)
     return found | {"saes_hash": model_hash(splice(model, saes)), "scores": scores.to_dict()}
+
+
+def score_model(cell: BitsCell, store: Store, *, progress: bool) -> dict[str, Any]:
+    """Measure how well a cell's model predicts the validation text, and its cost of training."""
+    trained = store.result(cell.model)
+    assert trained is not None
+    found: dict[str, Any] = {"model_hash": trained["model_hash"]}
+    if trained.get("diverged"):
+        return found | {"diverged": True}
+    model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
+    corpus = cell.model.text.open(store.text_folder, progress=progress)
+    training = cell.model.training
+    return found | _scores(capability_row("", model, corpus, training=training, progress=progress))
+
+
+def score_ngrams(cell: NGramCell, store: Store, *, progress: bool) -> dict[str, Any]:
+    """Count n-grams on the training text and measure how well they predict the validation text."""
+    corpus = cell.text.open(store.text_folder, progress=progress)
+    model = NGramModel.fit(corpus.train, corpus.d_vocab, order=cell.order, progress=progress)
+    scores = _scores(capability_row("", model, corpus, n_ctx=cell.n_ctx, progress=progress))
+    return scores | {"n_tokens_counted": corpus.train.n_tokens}
+
+
+def _scores(row: CapabilityRow) -> dict[str, Any]:
+    return {name: value for name, value in row.to_dict().items() if name != "name"}
 
 
 # -- circuits ---------------------------------------------------------------------------------
