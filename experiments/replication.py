@@ -1,6 +1,6 @@
-"""Make docs/results/replication.md from the finished cells in results/replication/cells.
+"""Make replication.md and concepts.md in docs/results from the cells in results/replication/cells.
 
-    tl-sparse sweep figure2,figure3 --preset laptop --folder results/replication --workers 2
+    tl-sparse sweep figure2,figure3,concepts,capability --folder results/replication --workers 2
     python experiments/replication.py
 
 The first command does what is not done yet and takes hours; the second takes a moment and writes
@@ -9,15 +9,20 @@ whatever is done. The paper's numbers beside ours are read off its figures (Gao 
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tl_sparse.files import write_text
-from tl_sparse.sweeps import FIGURES, PRESETS, Store, Text, summarise
+from tl_sparse.sweeps import FIGURES, PRESETS, Preset, Store, Text, summarise
 from tl_sparse.sweeps.figures import rows_in_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results" / "replication.md"
+PAGES_FOLDER = ROOT / "docs" / "results"
+PAGES = {
+    "replication.md": ("figure2", "figure3", "activation", "optimizer", "methods"),
+    "concepts.md": ("concepts", "capability"),
+}
 CELLS = ROOT / "results" / "replication"
 MARKS = ("<!-- made by experiments/replication.py -->", "<!-- end -->")
 
@@ -40,34 +45,51 @@ PAPER = {"figure2": PAPER_FIGURE_2, "figure3": PAPER_FIGURE_3}
 
 
 def main() -> None:
-    """Read the cells and write the page between its marks."""
+    """Read the cells and write each page between its marks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=CELLS)
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--pages", type=Path, default=PAGES_FOLDER, help="where the pages are")
     parser.add_argument("--preset", default="laptop", choices=PRESETS)
     parser.add_argument("--seeds", default="0,1,2")
     args = parser.parse_args()
     preset = replace(PRESETS[args.preset], seeds=tuple(map(int, args.seeds.split(","))))
     store = Store(args.folder)
-    parts = []
-    for figure in FIGURES:
-        summary = summarise(figure, preset, text_of(store), store)
-        done, asked = summary.about["done"], summary.about["cells"]
-        if not done or (figure not in PAPER and done < asked):
-            continue  # the other figures share a few models with these, and are shown when whole
-        words = summary.markdown()
+    text = text_of(store)
+    for name, figures in PAGES.items():
+        page = args.pages / name
+        if page.is_file():
+            parts = parts_of(figures, preset, text, store)
+            write_between(page, "\n".join(parts))
+            print(f"{page}: {len(parts)} parts.")
+
+
+def parts_of(figures: Sequence[str], preset: Preset, text: Text, store: Store) -> list[str]:
+    """Give what there is of some figures, and the paper's numbers behind those that it has.
+
+    A figure of which nothing is done but models of the figures before it is left out.
+    """
+    parts, before = [], set[str]()
+    for figure in figures:
+        cells = {cell.key: cell for cell in FIGURES[figure](preset, text)}
+        own = [cell for key, cell in cells.items() if key not in before]
+        before |= cells.keys()
+        if all(store.result(cell) is None for cell in own):
+            continue
+        words = summarise(figure, preset, text, store).markdown()
         parts.append(
             words.replace("docs/concepts/sae_arm.md", "[the SAE arm](../concepts/sae_arm.md)")
         )
         if figure in PAPER:
             lines = ["The paper's, read off its figure:", "", rows_in_markdown(PAPER[figure]), ""]
             parts.append("\n".join(lines))
-    page = args.page.read_text(encoding="utf-8")
-    before, _, rest = page.partition(MARKS[0])
+    return parts
+
+
+def write_between(page: Path, body: str) -> None:
+    """Put a text between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    body = "\n".join(parts)
-    write_text(args.page, f"{before}{MARKS[0]}\n\n{body}\n{MARKS[1]}{after}")
-    print(f"{args.page}: {len(parts)} parts.")
+    write_text(page, f"{before}{MARKS[0]}\n\n{body}\n{MARKS[1]}{after}")
 
 
 def text_of(store: Store) -> Text:

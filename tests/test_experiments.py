@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_model
 
-from tl_sparse import capability, concepts
 from tl_sparse.auditing import AuditReport, Finding
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -154,26 +152,3 @@ def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
     assert "hard (52.0%; can't do it)" in text
     assert "over 1,024 prompts: 1.0e-14 in float64" in text
     assert json.loads(page.with_suffix(".json").read_text())["rows"][1]["clean-up"] == 25
-
-
-def test_the_page_on_concepts_is_written_from_the_reports(corpus, texts, tmp_path):
-    script = imported("concept_results")
-    page = tmp_path / "concepts.md"
-    page.write_text(f"Before.\n\n{script.MARKS[0]}\nold\n{script.MARKS[1]}\n\nAfter.\n")
-    model = make_model(d_vocab=corpus.d_vocab, n_layers=1)
-    model.set_tokenizer(corpus.tokenizer)
-    config = concepts.ConceptConfig(n_tokens=2000, n_unscored=2, min_positives=5)
-    report = concepts.score(model, texts, config, progress=False)
-    row = capability.capability_row("sparse", model, corpus, n_windows=4, progress=False)
-    facts = {"commit": "abc", "seed": 0, "hardware": "2 cores", "seconds": 9.0}
-    script.write_results(page, {"sparse": report, "dense": report}, [row], facts)
-    text = page.read_text()
-    assert "old" not in text
-    assert text.startswith("Before.")
-    assert text.endswith("After.\n")
-    best = report.concepts[0]
-    assert f"`{best.node}`" in text
-    assert f"| sparse | {row.n_parameters:,} |" in text
-    assert "Commit abc; seed 0; 2 cores; 9 s." in text
-    saved = json.loads(page.with_suffix(".json").read_text())
-    assert saved["concepts"]["dense"][0]["f1"] == best.f1

@@ -37,7 +37,7 @@ LAYERS = {
     "masks": 2,
     "sites": 2,
     "checkpoints": 1,
-    "coders": 1,
+    "coders": 1.5,
     "hub": 1,
     "released": 2,
     "model": 3,

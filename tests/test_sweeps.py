@@ -133,7 +133,10 @@ def test_the_key_hangs_on_every_setting():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "cake"}, "kind is one of model, saes, circuit, bits, n-grams, got 'cake'"),
+        (
+            {"kind": "cake"},
+            "kind is one of model, saes, circuit, concepts, bits, n-grams, got 'cake'",
+        ),
         ({"width": 0}, "width is a positive finite integer, got 0"),
         ({"colour": "red"}, "no model cell of this version: .*colour"),
         ({"device": "tpu"}, "device is one of 'cpu', 'cuda', got 'tpu'"),
@@ -780,13 +783,20 @@ def test_the_command_refuses_what_cant_work(arguments, message, tmp_path):
 
 def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
     preset = replace(TWO_SEEDS, targets=TINY.targets)
-    store, page = written(tmp_path / "store", preset), tmp_path / "page.md"
+    store, page = written(tmp_path / "store", preset), tmp_path / "replication.md"
     page.write_text(
         "# Words\n\n<!-- made by experiments/replication.py -->\nstale\n"
         "<!-- end -->\n\nMore words.\n"
     )
     example = Path(__file__).resolve().parents[1] / "experiments" / "replication.py"
-    command = [sys.executable, str(example), "--folder", str(store.folder), "--page", str(page)]
+    command = [
+        sys.executable,
+        str(example),
+        "--folder",
+        str(store.folder),
+        "--pages",
+        str(tmp_path),
+    ]
     subprocess.run([*command, "--preset", "tiny", "--seeds", "0,1"], check=True)
     text = page.read_text()
     assert text.startswith("# Words\n\n<!-- made by")

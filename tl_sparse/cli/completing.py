@@ -12,7 +12,7 @@ TASKS = (
     "if_equals", "enumerate_range", "var_if", "while_return_true", "induction", "ioi",
     "ioi_text", "nonsense_quotes",
 )  # fmt: skip
-FIGURES = ("figure2", "figure3", "activation", "optimizer", "methods", "capability")
+FIGURES = ("figure2", "figure3", "activation", "optimizer", "methods", "capability", "concepts")
 SWEEP_PRESETS = ("tiny", "laptop", "gpu", "paper")
 TRAIN_PRESETS = ("tiny", "demo", "gpu")
 ABLATIONS = ("corpus_mean", "task_mean", "zero", "resample_pair", "resample_corpus")

@@ -25,7 +25,7 @@ def sweep(
         str,
         typer.Argument(
             help="What to make, joined by commas: figure2, figure3, activation, optimizer, "
-            "methods, capability.",
+            "methods, capability, concepts.",
             autocompletion=some_of(FIGURES),
         ),
     ],
@@ -63,7 +63,7 @@ def sweep(
         float | None, typer.Option(help="Begin no cell after so long; go on another time.")
     ] = None,
     sae: Annotated[
-        bool, typer.Option(help="In figure2, also SAEs on the dense models, pruned like them.")
+        bool, typer.Option(help="In figure2 and concepts, also SAEs on the dense models.")
     ] = True,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what there is to do, and do nothing.")

@@ -1,9 +1,9 @@
 """Cells: the pieces of work of a sweep, each a function of its own settings alone.
 
 1. A cell is frozen data: what to train (`ModelCell`), SAEs of which model (`SAECell`), what to
-   prune on which model, with or without SAEs (`CircuitCell`), or what to score on held-out text, a
-   model (`BitsCell`) or n-grams (`NGramCell`). Its `spec` says all of it as JSON, and the hash of
-   that is its `key`.
+   prune on which model, with or without SAEs (`CircuitCell`), whose nodes to score for concepts
+   (`ConceptCell`), or what to score on held-out text, a model (`BitsCell`) or n-grams
+   (`NGramCell`). Its `spec` says all of it as JSON, and the hash of that is its `key`.
 2. `needs` are cells that have to be done before.
 3. `work.do` does a cell and gives a small result, as JSON. The same cell gives the same result, bit
    for bit, on the same kind of machine: seeds are part of it, times are not.
@@ -202,11 +202,7 @@ class CircuitCell(Cell):
     def __post_init__(self) -> None:
         check_fields(self, WORD, "task")
         check_fields(self, POSITIVE_INTEGER, "n_reference_tokens")
-        if self.saes is not None and self.saes.model != self.model:
-            raise ValueError(
-                f"saes are of the cell's own model, {self.model.label}; these are of "
-                f"{self.saes.model.label}."
-            )
+        _check_saes(self.model, self.saes)
 
     @property
     def needs(self) -> tuple[Cell, ...]:
@@ -223,11 +219,59 @@ class CircuitCell(Cell):
 
     def spec(self) -> dict[str, Any]:
         """Give everything that the result hangs on; the model of the SAEs is said once."""
-        values = super().spec()
-        saes = values.pop("saes")
-        if saes is None:
-            return values
-        return values | {"saes": {k: v for k, v in saes.items() if k != "model"}}
+        return _without_twice(super().spec())
+
+
+@checks_itself
+@dataclass(frozen=True, kw_only=True)
+class ConceptCell(Cell):
+    """Score a model's nodes, or the latents of SAEs on it, for concepts: `concepts.score`.
+
+    Raises:
+        ValueError: If the SAEs are another model's.
+    """
+
+    kind: ClassVar[str] = "concepts"
+
+    model: ModelCell
+    saes: SAECell | None = None
+    """SAEs whose latents to score in place of the model's nodes."""
+    n_tokens: int = 200_000
+    """Tokens of the validation text that are read."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, POSITIVE_INTEGER, "n_tokens")
+        _check_saes(self.model, self.saes)
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """The model, and the SAEs if there are any."""
+        return (self.model,) if self.saes is None else (self.model, self.saes)
+
+    @property
+    def label(self) -> str:
+        """Model and SAEs."""
+        latents = "" if self.saes is None else f", SAEs {self.saes.settings.name}"
+        return f"concepts, {self.model.label.removeprefix('train ')}{latents}"
+
+    def spec(self) -> dict[str, Any]:
+        """Give everything that the result hangs on; the model of the SAEs is said once."""
+        return _without_twice(super().spec())
+
+
+def _check_saes(model: ModelCell, saes: SAECell | None) -> None:
+    if saes is not None and saes.model != model:
+        raise ValueError(
+            f"saes are of the cell's own model, {model.label}; these are of {saes.model.label}."
+        )
+
+
+def _without_twice(spec: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a spec the model of its SAEs, which stands in it, or its SAEs if it has none."""
+    saes = spec.pop("saes")
+    if saes is None:
+        return spec
+    return spec | {"saes": {k: v for k, v in saes.items() if k != "model"}}
 
 
 @checks_itself
@@ -282,7 +326,7 @@ def cell_of(spec: Mapping[str, Any]) -> Cell:
     kind = values.pop("kind", None)
     builders = {
         "model": _model_of, "saes": _saes_of, "circuit": _circuit_of,
-        "bits": _bits_of, "n-grams": _ngrams_of,
+        "concepts": _concepts_of, "bits": _bits_of, "n-grams": _ngrams_of,
     }  # fmt: skip
     if kind not in builders:
         raise ValueError(f"A cell's kind is one of {', '.join(builders)}, got {kind!r}.")
@@ -315,13 +359,21 @@ def _saes_of(values: dict[str, Any]) -> SAECell:
     return SAECell(**values)
 
 
-def _circuit_of(values: dict[str, Any]) -> CircuitCell:
+def _with_model_and_saes(values: dict[str, Any]) -> dict[str, Any]:
+    found = values | {"model": _model_in(values)}
     if values.get("saes") is not None:
-        saes = cell_of(values["saes"] | {"model": values["model"]})
-        if not isinstance(saes, SAECell):
+        found["saes"] = cell_of(values["saes"] | {"model": values["model"]})
+        if not isinstance(found["saes"], SAECell):
             raise TypeError("its SAEs are none")
-        values["saes"] = saes
-    values["model"] = _model_in(values)
+    return found
+
+
+def _concepts_of(values: dict[str, Any]) -> ConceptCell:
+    return ConceptCell(**_with_model_and_saes(values))
+
+
+def _circuit_of(values: dict[str, Any]) -> CircuitCell:
+    values = _with_model_and_saes(values)
     values["pruning"] = PruningConfig.from_dict(values["pruning"])
     if values["audit"] is not None:
         values["audit"] = AuditConfig.from_dict(values["audit"])
@@ -329,8 +381,10 @@ def _circuit_of(values: dict[str, Any]) -> CircuitCell:
 
 
 def _bits_of(values: dict[str, Any]) -> BitsCell:
-    return BitsCell(**values | {"model": _model_in(values)})
+    values["model"] = _model_in(values)
+    return BitsCell(**values)
 
 
 def _ngrams_of(values: dict[str, Any]) -> NGramCell:
-    return NGramCell(**values | {"text": Text(**values["text"])})
+    values["text"] = Text(**values["text"])
+    return NGramCell(**values)

@@ -16,6 +16,7 @@ from tl_sparse.sweeps.cells import (
     BitsCell,
     Cell,
     CircuitCell,
+    ConceptCell,
     ModelCell,
     NGramCell,
     SAECell,
@@ -239,6 +240,18 @@ def capability(preset: Preset, text: Text) -> list[Cell]:
     return cells
 
 
+def concepts(preset: Preset, text: Text) -> list[Cell]:
+    """Concepts that nodes track: the main sparse model, its dense controls, SAEs on those."""
+    cells: list[Cell] = []
+    for seed in preset.seeds:
+        for model in _main_pair(preset, text, seed=seed):
+            cells += [model, ConceptCell(model=model)]
+            if is_dense(model) and preset.saes is not None:
+                saes = SAECell(model=model, settings=replace(preset.saes, seed=seed))
+                cells += [saes, ConceptCell(model=model, saes=saes)]
+    return cells
+
+
 def equal_widths(preset: Preset) -> dict[int, str]:
     """Give the widths of dense models that `capability` sets beside the main sparse one, and why.
 
@@ -276,5 +289,6 @@ FIGURES: dict[str, Callable[[Preset, Text], list[Cell]]] = {
     "optimizer": optimizer,
     "methods": methods,
     "capability": capability,
+    "concepts": concepts,
 }
 """What `tl-sparse sweep` can make."""

@@ -9,7 +9,15 @@ over tasks.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tl_sparse.sweeps.cells import BitsCell, Cell, CircuitCell, ModelCell, NGramCell, SAECell
+from tl_sparse.sweeps.cells import (
+    BitsCell,
+    Cell,
+    CircuitCell,
+    ConceptCell,
+    ModelCell,
+    NGramCell,
+    SAECell,
+)
 from tl_sparse.sweeps.means import Estimate, estimate
 from tl_sparse.sweeps.plans import is_dense
 from tl_sparse.sweeps.presets import TARGET
@@ -34,6 +42,7 @@ class Finished:
         self.models: dict[str, ModelCell] = {}
         self.saes: list[SAECell] = []
         self.circuits: list[CircuitCell] = []
+        self.concepts: list[ConceptCell] = []
         self.scored: list[BitsCell] = []
         self.n_grams: list[NGramCell] = []
         self.n_asked = 0
@@ -52,6 +61,8 @@ class Finished:
                 self.circuits.append(cell)
             elif isinstance(cell, NGramCell):
                 self.n_grams.append(cell)
+            elif isinstance(cell, ConceptCell) and not result.get("diverged"):
+                self.concepts.append(cell)
             elif isinstance(cell, BitsCell) and not result.get("diverged"):
                 self.scored.append(cell)
 

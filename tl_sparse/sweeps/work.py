@@ -17,6 +17,8 @@ from tl_sparse.auditing import audit
 from tl_sparse.capability import CapabilityRow, NGramModel, capability_row
 from tl_sparse.checkpoints import read_tensors, write_tensors
 from tl_sparse.circuit import Circuit, Site
+from tl_sparse.concepts import ConceptConfig, ConceptReport
+from tl_sparse.concepts import score as score_concepts
 from tl_sparse.data import Corpus
 from tl_sparse.files import whole_folder, write_text
 from tl_sparse.model import HookedSparseTransformer
@@ -30,14 +32,28 @@ from tl_sparse.sae_arm import (
     splice,
     train_saes,
 )
-from tl_sparse.sites import model_hash
-from tl_sparse.sweeps.cells import BitsCell, Cell, CircuitCell, ModelCell, NGramCell, SAECell
+from tl_sparse.sites import model_hash, site_map
+from tl_sparse.sweeps.cells import (
+    BitsCell,
+    Cell,
+    CircuitCell,
+    ConceptCell,
+    ModelCell,
+    NGramCell,
+    SAECell,
+)
 from tl_sparse.sweeps.store import Store
 from tl_sparse.tasks import Task, get
 from tl_sparse.training import DivergedError, train
 
 N_KURTOSIS_WINDOWS = 32
 """Validation windows over which the kurtosis is measured."""
+
+GAINS = (0.1, 0.2, 0.3, 0.5)
+"""Gains from which on a node counts as tracking a concept."""
+
+CONCEPT_FIELDS = ("concept", "node", "precision", "recall", "f1", "gain", "always_f1", "chance_f1")
+"""What is kept of each concept's best node."""
 
 
 def do(cell: Cell, store: Store, *, progress: bool = True) -> dict[str, Any]:
@@ -52,6 +68,8 @@ def do(cell: Cell, store: Store, *, progress: bool = True) -> dict[str, Any]:
         result = train_model(cell, store, progress=progress)
     elif isinstance(cell, SAECell):
         result = train_cell_saes(cell, store, progress=progress)
+    elif isinstance(cell, ConceptCell):
+        result = find_concepts(cell, store, progress=progress)
     elif isinstance(cell, BitsCell):
         result = score_model(cell, store, progress=progress)
     elif isinstance(cell, NGramCell):
@@ -129,6 +147,42 @@ def train_cell_saes(cell: SAECell, store: Store, *, progress: bool) -> dict[str,
     windows = corpus.validation.windows(n_ctx=n_ctx, n_windows=n_windows)
     scores = score_saes(model, saes, windows, progress=progress)
     return found | {"saes_hash": model_hash(splice(model, saes)), "scores": scores.to_dict()}
+
+
+def find_concepts(cell: ConceptCell, store: Store, *, progress: bool) -> dict[str, Any]:
+    """Score the nodes of a cell's model, or the latents of its SAEs, for concepts."""
+    trained = store.result(cell.model)
+    assert trained is not None
+    found: dict[str, Any] = {"model_hash": trained["model_hash"]}
+    if trained.get("diverged"):
+        return found | {"diverged": True}
+    model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
+    coders = None
+    if cell.saes is not None:
+        scored = store.result(cell.saes)
+        assert scored is not None
+        found["saes_hash"] = scored["saes_hash"]
+        hooks = {info.site: info.hook_name for info in site_map(model).sites}
+        saes = load_saes(store.saes_folder(cell.saes))
+        coders = {hooks[site]: sae for site, sae in saes.items()}
+    corpus = cell.model.text.open(store.text_folder, progress=progress)
+    config = ConceptConfig(n_tokens=cell.n_tokens)
+    report = score_concepts(model, corpus, config, coders=coders, progress=progress)
+    rows = [{name: row[name] for name in CONCEPT_FIELDS} for row in report.to_dict()["concepts"]]
+    tracked = {f"{gain:g}": _tracked(report, gain) for gain in GAINS}
+    return found | {"summary": report.summary(), "tracked": tracked, "concepts": rows}
+
+
+def _tracked(report: ConceptReport, gain: float) -> dict[str, Any]:
+    """Say how many nodes have at least some gain for a concept, and for how many concepts each."""
+    counts = report.tracked_at(gain)
+    lucky = report.tracked_at(gain, by_chance=True)
+    return {
+        "at least": [share for _, share in report.at_least(gain)],
+        "nodes": sum(n > 0 for n in counts),
+        "by chance": sum(n > 0 for n in lucky),
+        "concepts": sum(counts),
+    }
 
 
 def score_model(cell: BitsCell, store: Store, *, progress: bool) -> dict[str, Any]:
