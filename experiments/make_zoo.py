@@ -19,7 +19,7 @@ from tl_sparse.checkpoints import versions
 from tl_sparse.pruning import evaluate
 from tl_sparse.sites import model_hash
 from tl_sparse.sweeps import FIGURES, PRESETS, CircuitCell, Store
-from tl_sparse.sweeps.results import Finished
+from tl_sparse.sweeps.figures.finished import Finished
 from tl_sparse.tasks import PAPER_TASKS, get
 
 ROOT = Path(__file__).resolve().parents[1]

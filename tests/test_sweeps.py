@@ -37,10 +37,11 @@ from tl_sparse.sweeps import (
     summarise,
 )  # fmt: skip
 from tl_sparse.sweeps.cells import cell_of
-from tl_sparse.sweeps.means import estimate, geometric_mean
+from tl_sparse.sweeps.figures.finished import Finished, ratio
+from tl_sparse.sweeps.figures.means import estimate, geometric_mean
+from tl_sparse.sweeps.figures.tables import model_rows, stage_rows, target_rows
 from tl_sparse.sweeps.plans import dense_model, is_dense, sparse_model
 from tl_sparse.sweeps.presets import n_block_weights
-from tl_sparse.sweeps.results import Finished, model_rows, ratio, stage_rows, target_rows
 from tl_sparse.sweeps.work import log_kurtosis
 from tl_sparse.tasks import get
 from tl_sparse.training import mean_loss

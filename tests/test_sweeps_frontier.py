@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tl_sparse.sweeps import FIGURES, PRESETS, CircuitCell, ModelCell, Store, Text, summarise
-from tl_sparse.sweeps.means import adjusted_means
+from tl_sparse.sweeps.figures.means import adjusted_means
 from tl_sparse.sweeps.plans import is_dense
 
 NOWHERE = Text(hash="0" * 64, n_characters=1000, vocab_size=300, dialect="tasks")

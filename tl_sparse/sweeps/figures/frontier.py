@@ -10,9 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 from tl_sparse.sweeps.cells import ModelCell
-from tl_sparse.sweeps.means import adjusted_means
+from tl_sparse.sweeps.figures.finished import Finished, by_recipe, listed, mean, ratio
+from tl_sparse.sweeps.figures.means import adjusted_means
 from tl_sparse.sweeps.plans import is_dense
-from tl_sparse.sweeps.results import Finished, by_recipe, listed, mean, ratio
 
 
 def frontier_curves(done: Finished) -> dict[str, list[tuple[float, float]]]:

@@ -4,28 +4,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tl_sparse.sweeps.arms import SAE_ARM, arm_rows, sae_rows, sae_task_rows, three_arm_rows
-from tl_sparse.sweeps.capabilities import bits_curves, bits_rows, cost_rows
 from tl_sparse.sweeps.cells import Text
-from tl_sparse.sweeps.frontier import frontier_curves, step_rows
-from tl_sparse.sweeps.plans import ABLATIONS, ablated_model
-from tl_sparse.sweeps.presets import Preset
-from tl_sparse.sweeps.results import (
-    Finished,
-    mean,
-    method_rows,
-    model_rows,
-    stage_rows,
-    task_rows,
-    verdict_rows,
-)
-from tl_sparse.sweeps.superposition import (
+from tl_sparse.sweeps.figures.arms import SAE_ARM, arm_rows, sae_rows, sae_task_rows, three_arm_rows
+from tl_sparse.sweeps.figures.capabilities import bits_curves, bits_rows, cost_rows
+from tl_sparse.sweeps.figures.finished import Finished
+from tl_sparse.sweeps.figures.frontier import frontier_curves, step_rows
+from tl_sparse.sweeps.figures.superposition import (
     DRAWN,
     best_rows,
     concept_curves,
     concept_rows,
     gain_rows,
 )
+from tl_sparse.sweeps.figures.tables import (
+    method_rows,
+    model_rows,
+    optimizer_rows,
+    stage_rows,
+    task_rows,
+    verdict_rows,
+)
+from tl_sparse.sweeps.presets import Preset
 
 Curves = dict[str, list[tuple[float, float]]]
 Tables = dict[str, list[dict[str, Any]]]
@@ -144,27 +143,6 @@ CONTENTS: dict[str, Callable[[Preset, Text, Finished], Contents]] = {
     "capability": capability,
     "concepts": concepts,
 }
-
-
-def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]]:
-    """Give a row for each change of the optimiser: mean loss, and the difference it makes."""
-    rows, base = [], {}
-    for name, changes in ABLATIONS.items():
-        cells = {s: ablated_model(preset, text, seed=s, changes=changes) for s in preset.seeds}
-        found = {s: done.results[c.key] for s, c in cells.items() if c.key in done.results}
-        losses = {s: r["validation_loss"] for s, r in found.items() if not r.get("diverged")}
-        base = base or losses
-        both = losses.keys() & base.keys()
-        rows.append(
-            {
-                "change": name,
-                "seeds": len(found),
-                "diverged": len(found) - len(losses),
-                "validation loss": round(mean([*losses.values()]), 4) if losses else None,
-                "difference": round(mean([losses[s] - base[s] for s in both]), 4) if both else None,
-            }
-        )
-    return rows
 
 
 def _over_targets(rows: Sequence[Mapping[str, Any]]) -> Curves:

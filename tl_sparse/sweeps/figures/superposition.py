@@ -7,10 +7,10 @@ figures of circuits do. Numbers are means over seeds; a range is that of the see
 from collections.abc import Sequence
 from typing import Any
 
-from tl_sparse.sweeps.arms import SAE_ARM
 from tl_sparse.sweeps.cells import ConceptCell
+from tl_sparse.sweeps.figures.arms import SAE_ARM
+from tl_sparse.sweeps.figures.finished import Finished, mean
 from tl_sparse.sweeps.plans import is_dense
-from tl_sparse.sweeps.results import Finished, mean
 
 DRAWN = "0.2"
 """The gain from which on the curves count a node as tracking a concept."""

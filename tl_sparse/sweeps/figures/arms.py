@@ -13,8 +13,16 @@ from typing import Any
 
 from tl_sparse.sae_arm import ArmScores
 from tl_sparse.sweeps.cells import ModelCell
+from tl_sparse.sweeps.figures.finished import (
+    Counts,
+    Finished,
+    listed,
+    mean,
+    pooled,
+    ratio,
+)
+from tl_sparse.sweeps.figures.tables import target_rows
 from tl_sparse.sweeps.presets import TARGET
-from tl_sparse.sweeps.results import Counts, Finished, listed, mean, pooled, ratio, target_rows
 
 ARMS = {"sparse": (0, False), "dense": (1, False), "SAEs on the dense": (1, True)}
 """Which model of a pair, and whether with SAEs."""

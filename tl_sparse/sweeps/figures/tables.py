@@ -1,0 +1,174 @@
+"""Tables of models, targets, stages, tasks, claims, methods and changes of the optimiser."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tl_sparse.sweeps.cells import CircuitCell, ModelCell, Text
+from tl_sparse.sweeps.figures.finished import Finished, by_recipe, listed, mean, pooled, ratio
+from tl_sparse.sweeps.plans import ABLATIONS, ablated_model, is_dense
+from tl_sparse.sweeps.presets import TARGET, Preset
+
+STAGES = {
+    "nodes": "stage one, nodes (the paper's count)",
+    "edges": "stage two, single weights",
+    None: "the clean-up",
+}
+"""Stages of the pruner, in words; None is its end."""
+
+
+def model_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
+    """Give a row for each recipe: loss, size, tasks, edges, and the ratio to its match."""
+    rows = []
+    for models in by_recipe([*done.sparse(), *_all_dense(done)]).values():
+        first = models[0]
+        results = [done.results[m.key] for m in models]
+        edges = [done.edges(m, target=target) for m in models]
+        row: dict[str, Any] = {
+            "arm": "dense" if is_dense(first) else "sparse",
+            "width": first.width,
+            "nonzeros in blocks": results[0]["n_nonzero_blocks"],
+            "activation density": first.sparsity.activation_density,
+            "seeds": len(models),
+            "validation loss": round(mean([r["validation_loss"] for r in results]), 4),
+            "log kurtosis": round(mean([r["kurtosis"] for r in results]), 3),
+            "tasks tried": max(len(done.tried(m, target=target)) for m in models),
+            "tasks with a circuit": [len(some) for some in edges],
+            "edges": listed(pooled(edges)),
+        }
+        if not is_dense(first):
+            row |= _against_match(done, models, target)
+        rows.append(row)
+    return rows
+
+
+def _all_dense(done: Finished) -> list[ModelCell]:
+    return [m for m in done.models.values() if is_dense(m)]
+
+
+def _against_match(done: Finished, models: Sequence[ModelCell], target: float) -> dict[str, Any]:
+    pairs, gaps, widths = [], [], []
+    for model in models:
+        rival = done.match(model)
+        if rival is None:
+            continue
+        gaps.append(done.loss(rival) - done.loss(model))
+        widths.append(rival.width)
+        pairs.append((done.edges(model, target=target), done.edges(rival, target=target)))
+    if not pairs:
+        return {}
+    found = ratio(pairs)
+    return {
+        "matched dense widths": widths,
+        "mean loss gap": round(mean(gaps), 4),
+        "dense / sparse edges": listed(found),
+        "tasks compared": 0 if found is None else found.n,
+    }
+
+
+def target_rows(done: Finished, targets: Sequence[float]) -> list[dict[str, Any]]:
+    """Give a row for each target loss: edges of the sparse models and of their matches."""
+    return [{"target loss": target} | _side_by_side(done, target, None) for target in targets]
+
+
+def stage_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
+    """Give a row for each stage of the pruner, where there is a ratio: edges left after it.
+
+    What is left after the first stage is all weights between the nodes that are kept: a circuit as
+    Gao et al. (2025) count it.
+    """
+    rows = [
+        {"edges left after": words} | _side_by_side(done, target, stage)
+        for stage, words in STAGES.items()
+    ]
+    return [row for row in rows if row["tasks compared"]]
+
+
+def _side_by_side(done: Finished, target: float, stage: str | None) -> dict[str, Any]:
+    """Give the edges of the sparse models and of their matches, on the tasks that both have."""
+    pairs = [
+        (done.edges(m, target=target, stage=stage), done.edges(rival, target=target, stage=stage))
+        for m in done.sparse()
+        if (rival := done.match(m)) is not None
+    ]
+    both = [{t: a[t] for t in a.keys() & b.keys()} for a, b in pairs]
+    others = [{t: b[t] for t in a.keys() & b.keys()} for a, b in pairs]
+    found = ratio(pairs)
+    return {
+        "sparse edges": listed(pooled(both)),
+        "dense edges": listed(pooled(others)),
+        "dense / sparse": listed(found),
+        "tasks compared": 0 if found is None else found.n,
+    }
+
+
+def task_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
+    """Give a row for each task: each seed's edges, or why there is no circuit, in both arms."""
+    rows: dict[str, dict[str, Any]] = {}
+    for dense in (False, True):
+        for model in done.models.values():
+            if is_dense(model) is not dense:
+                continue
+            for cell in done.tried(model, target=target):
+                row = rows.setdefault(cell.task, {"task": cell.task, "sparse": [], "dense": []})
+                result = done.results[cell.key]
+                row["dense" if dense else "sparse"].append(result.get("n_edges", result["note"]))
+    return list(rows.values())
+
+
+def verdict_rows(done: Finished) -> list[dict[str, Any]]:
+    """Count how often each claim of the audit holds, by arm."""
+    rows = []
+    of_arm: dict[str, list[CircuitCell]] = {"sparse": [], "dense": [], "SAEs on the dense": []}
+    for cell in done.circuits:
+        arm = "dense" if is_dense(cell.model) else "sparse"
+        of_arm[arm if cell.saes is None else f"SAEs on the {arm}"].append(cell)
+    for arm, cells in of_arm.items():
+        results = [done.results[cell.key] for cell in cells]
+        audited = [result["verdicts"] for result in results if "verdicts" in result]
+        for claim in dict.fromkeys(claim for one in audited for claim in one):
+            tested = [one[claim] for one in audited if one.get(claim) != "not tested"]
+            if tested:
+                rows.append(
+                    {"arm": arm, "claim": claim, "holds": tested.count("holds"), "of": len(tested)}
+                )
+    return rows
+
+
+def method_rows(done: Finished) -> list[dict[str, Any]]:
+    """Compare the edges after learned node masks with those after attribution, by arm."""
+    rows = []
+    for arm, dense in (("sparse", False), ("dense", True)):
+        models = [m for m in done.models.values() if is_dense(m) is dense]
+        pairs = [
+            (done.edges(m, stage="nodes"), done.edges(m, method="attribution")) for m in models
+        ]
+        found = ratio(pairs)
+        rows.append(
+            {
+                "arm": arm,
+                "attribution / learned": listed(found),
+                "tasks compared": 0 if found is None else found.n,
+            }
+        )
+    return rows
+
+
+def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]]:
+    """Give a row for each change of the optimiser: mean loss, and the difference it makes."""
+    rows, base = [], {}
+    for name, changes in ABLATIONS.items():
+        cells = {s: ablated_model(preset, text, seed=s, changes=changes) for s in preset.seeds}
+        found = {s: done.results[c.key] for s, c in cells.items() if c.key in done.results}
+        losses = {s: r["validation_loss"] for s, r in found.items() if not r.get("diverged")}
+        base = base or losses
+        both = losses.keys() & base.keys()
+        rows.append(
+            {
+                "change": name,
+                "seeds": len(found),
+                "diverged": len(found) - len(losses),
+                "validation loss": round(mean([*losses.values()]), 4) if losses else None,
+                "difference": round(mean([losses[s] - base[s] for s in both]), 4) if both else None,
+            }
+        )
+    return rows
