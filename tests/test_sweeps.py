@@ -39,7 +39,7 @@ from tl_sparse.sweeps import (
 from tl_sparse.sweeps.cells import cell_of
 from tl_sparse.sweeps.figures.finished import Finished, ratio
 from tl_sparse.sweeps.figures.means import estimate, geometric_mean
-from tl_sparse.sweeps.figures.tables import model_rows, stage_rows, target_rows
+from tl_sparse.sweeps.figures.tables import model_rows, stage_rows, target_rows, task_rows
 from tl_sparse.sweeps.plans import dense_model, is_dense, sparse_model
 from tl_sparse.sweeps.presets import n_block_weights
 from tl_sparse.sweeps.work import log_kurtosis
@@ -637,6 +637,22 @@ def test_each_sparse_model_is_set_beside_the_dense_one_of_nearest_loss(tmp_path)
     }
 
 
+def test_each_tasks_edges_stand_seed_by_seed_with_why_there_are_none(tmp_path):
+    store = written(tmp_path)
+    quotes, loops = task_rows(Finished(FIGURES["figure2"](TWO_ARMS, NOWHERE), store))
+    assert (quotes["sparse"], quotes["dense"]) == ([4, 4], [64, 64])
+    assert (quotes["dense / sparse"], quotes["by nodes"], quotes["no circuit"]) == (16, 32, None)
+    assert (loops["sparse"], loops["dense"]) == ([4, 4], [64, None])
+    assert loops["no circuit"] == "dense: can't do the task (1)"
+    page = summarise("figure2", TWO_ARMS, NOWHERE, store).markdown()
+    assert "| for_while | 4, 4 | 64, - | 16.0 | 32.0 | dense: can't do the task (1) |" in page
+    first = next(c for c in FIGURES["figure2"](TWO_ARMS, NOWHERE) if isinstance(c, CircuitCell))
+    (store.folder / "cells" / f"{first.key}.json").unlink()
+    rows = task_rows(Finished(FIGURES["figure2"](TWO_ARMS, NOWHERE), store))
+    row = next(row for row in rows if row["task"] == first.task)
+    assert (row["sparse"], row["no circuit"]) == ([None, 4], "sparse: not done (1)")
+
+
 def test_a_summary_is_written_with_what_is_there_and_says_what_is_missing(tmp_path):
     store, preset = written(tmp_path), TWO_ARMS
     summary = summarise("figure2", preset, NOWHERE, store)
@@ -705,7 +721,8 @@ def test_a_comparison_finds_the_controls_width_and_goes_on_where_it_was(
     (row,) = found.summary.tables["targets"]
     assert (row["sparse edges"][0], row["dense edges"][0], row["dense / sparse"][0]) == (6, 300, 50)
     tasks = found.summary.tables["tasks"]
-    assert tasks[0] == {"task": "single_double_quote", "sparse": [6, 6], "dense": [300, 300]}
+    assert (tasks[0]["task"], tasks[0]["sparse"]) == ("single_double_quote", [6, 6])
+    assert (tasks[0]["dense"], tasks[0]["dense / sparse"]) == ([300, 300], 50)
     assert (row["SAE edges"][0], row["SAE / sparse"][0]) == (60, 10)
     n_trained = len(made_up)
     again = compare(tmp_path, preset, progress=False)

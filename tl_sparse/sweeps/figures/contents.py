@@ -47,7 +47,7 @@ TABLES = {
     "saes": "The SAEs, scored on validation text",
     "sae tasks": "Circuits of latents at the target of 0.15, each seed's",
     "models": "The models, and their circuits at the target of 0.15",
-    "tasks": "Edges at the target of 0.15, each seed's",
+    "tasks": "Edges at the target of 0.15, each seed's, sparse and dense of nearest loss",
     "steps": "What a step changes: validation loss, and edges of the same tasks",
     "audit": "Claims of the audit that hold",
     "optimizer": "Validation loss, nats a token",
@@ -81,20 +81,14 @@ def two_arms(preset: Preset, text: Text, done: Finished) -> Contents:
         "saes": sae_rows(done),
         "sae tasks": sae_task_rows(done),
         "models": model_rows(done),
+        "tasks": task_rows(done),
+        "audit": verdict_rows(done),
     }
     return Contents(
-        tables | {"audit": verdict_rows(done)},
+        tables,
         _over_targets(tables["targets"]),
         ("target loss (nats)", EDGES),
     )
-
-
-def comparison(preset: Preset, text: Text, done: Finished) -> Contents:
-    """The same, with each task's edges."""
-    shown = two_arms(preset, text, done)
-    audit = shown.tables.pop("audit")
-    tables = shown.tables | {"tasks": task_rows(done), "audit": audit}
-    return Contents(tables, shown.curves, shown.axes)
 
 
 def frontier(preset: Preset, text: Text, done: Finished) -> Contents:
@@ -134,7 +128,7 @@ def concepts(preset: Preset, text: Text, done: Finished) -> Contents:
 
 
 CONTENTS: dict[str, Callable[[Preset, Text, Finished], Contents]] = {
-    "compare": comparison,
+    "compare": two_arms,
     "figure2": two_arms,
     "figure3": frontier,
     "activation": activation,

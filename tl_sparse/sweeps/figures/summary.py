@@ -142,5 +142,5 @@ def _written(value: Any) -> str:
         middle, low, high = (f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in value)
         return f"{middle} ({low} to {high})"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join("-" if v is None else str(v) for v in value)
     return f"{value:,}" if isinstance(value, int) else str(value)

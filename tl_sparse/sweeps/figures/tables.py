@@ -102,17 +102,45 @@ def _side_by_side(done: Finished, target: float, stage: str | None) -> dict[str,
 
 
 def task_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
-    """Give a row for each task: each seed's edges, or why there is no circuit, in both arms."""
-    rows: dict[str, dict[str, Any]] = {}
-    for dense in (False, True):
-        for model in done.models.values():
-            if is_dense(model) is not dense:
-                continue
-            for cell in done.tried(model, target=target):
-                row = rows.setdefault(cell.task, {"task": cell.task, "sparse": [], "dense": []})
-                result = done.results[cell.key]
-                row["dense" if dense else "sparse"].append(result.get("n_edges", result["note"]))
-    return list(rows.values())
+    """Give a row for each task: each seed's edges in both arms, their ratio, and what is missing.
+
+    `by nodes` is the ratio after stage one, the paper's count. A seed without a circuit has None,
+    and `no circuit` says why.
+    """
+    pairs = [(m, rival) for m in done.sparse() if (rival := done.match(m)) is not None]
+    cells = {
+        (arm, seed, cell.task): cell
+        for seed, pair in enumerate(pairs)
+        for arm, model in zip(("sparse", "dense"), pair, strict=True)
+        for cell in done.tried(model, target=target)
+    }
+    rows = []
+    for task in dict.fromkeys(task for _, _, task in cells):
+        row: dict[str, Any] = {"task": task}
+        notes: dict[str, int] = {}
+        for arm in ("sparse", "dense"):
+            row[arm] = []
+            for seed in range(len(pairs)):
+                cell = cells.get((arm, seed, task))
+                result = {"note": "not done"} if cell is None else done.results[cell.key]
+                row[arm].append(result.get("n_edges"))
+                if result["note"]:
+                    why = f"{arm}: {result['note']}"
+                    notes[why] = notes.get(why, 0) + 1
+        for name, stage in (("dense / sparse", None), ("by nodes", "nodes")):
+            edges = [
+                (
+                    done.edges(a, target=target, stage=stage),
+                    done.edges(b, target=target, stage=stage),
+                )
+                for a, b in pairs
+            ]
+            found = ratio([({task: x[task]}, {task: y[task]}) for x, y in edges
+                           if task in x and task in y])  # fmt: skip
+            row[name] = None if found is None else float(f"{found.value:.3g}")
+        row["no circuit"] = "; ".join(f"{why} ({n})" for why, n in notes.items()) or None
+        rows.append(row)
+    return sorted(rows, key=lambda row: -(row["dense / sparse"] or 0))
 
 
 def verdict_rows(done: Finished) -> list[dict[str, Any]]:
