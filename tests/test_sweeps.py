@@ -621,6 +621,7 @@ def test_each_sparse_model_is_set_beside_the_dense_one_of_nearest_loss(tmp_path)
     assert sparse["matched dense widths"] == [8, 8]
     assert sparse["mean loss gap"] == pytest.approx(0.05)
     assert sparse["dense / sparse edges"] == [16.0, 16.0, 16.0]
+    assert sparse["by nodes"] == [32.0, 32.0, 32.0]
     assert sparse["tasks with a circuit"] == [2, 2]
     assert [(row["width"], row["tasks with a circuit"]) for row in dense] == [
         (8, [2, 1]), (16, [2, 1])

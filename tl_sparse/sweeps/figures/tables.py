@@ -46,7 +46,7 @@ def _all_dense(done: Finished) -> list[ModelCell]:
 
 
 def _against_match(done: Finished, models: Sequence[ModelCell], target: float) -> dict[str, Any]:
-    pairs, gaps, widths = [], [], []
+    pairs, by_nodes, gaps, widths = [], [], [], []
     for model in models:
         rival = done.match(model)
         if rival is None:
@@ -54,6 +54,8 @@ def _against_match(done: Finished, models: Sequence[ModelCell], target: float) -
         gaps.append(done.loss(rival) - done.loss(model))
         widths.append(rival.width)
         pairs.append((done.edges(model, target=target), done.edges(rival, target=target)))
+        nodes = {"target": target, "stage": "nodes"}
+        by_nodes.append((done.edges(model, **nodes), done.edges(rival, **nodes)))
     if not pairs:
         return {}
     found = ratio(pairs)
@@ -61,6 +63,7 @@ def _against_match(done: Finished, models: Sequence[ModelCell], target: float) -
         "matched dense widths": widths,
         "mean loss gap": round(mean(gaps), 4),
         "dense / sparse edges": listed(found),
+        "by nodes": listed(ratio(by_nodes)),
         "tasks compared": 0 if found is None else found.n,
     }
 
