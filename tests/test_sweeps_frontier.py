@@ -82,6 +82,11 @@ def test_steps_in_width_and_nonzeros_are_taken_task_by_task(tmp_path):
     assert [s["loss"] for s in steps] == ["-0.064", "-0.064", "+0.040", "+0.040"]
     assert {s["seeds"] for s in steps} == {2}
     assert {s["tasks compared"] for s in steps} == {3}
+    rivals = summary.tables["rivals"]
+    assert [r["dense / sparse edges"][0] for r in rivals] == [5, 2.5, 20, 10]  # 1000 / 200 ...
+    assert {(r["dense"], r["seeds"], r["tasks compared"]) for r in rivals} == {("width 48", 2, 3)}
+    assert rivals[0]["loss gap"] == "-0.024"
+    assert rivals[0]["by nodes"] is None  # no stages are kept here
     page = summary.markdown()
     assert "| wider | width 64, 8,000 nonzeros | width 128, 8,000 nonzeros | 2 | -0.064 |" in page
 

@@ -8,7 +8,7 @@ from tl_sparse.sweeps.cells import Text
 from tl_sparse.sweeps.figures.arms import SAE_ARM, arm_rows, sae_rows, sae_task_rows, three_arm_rows
 from tl_sparse.sweeps.figures.capabilities import bits_curves, bits_rows, cost_rows
 from tl_sparse.sweeps.figures.finished import Finished
-from tl_sparse.sweeps.figures.frontier import frontier_curves, step_rows
+from tl_sparse.sweeps.figures.frontier import frontier_curves, rival_rows, step_rows
 from tl_sparse.sweeps.figures.superposition import (
     DRAWN,
     best_rows,
@@ -48,6 +48,7 @@ TABLES = {
     "sae tasks": "Circuits of latents at the target of 0.15, each seed's",
     "models": "The models, and their circuits at the target of 0.15",
     "tasks": "Edges at the target of 0.15, each seed's, sparse and dense of nearest loss",
+    "rivals": "Each sparse model beside each dense one of its seed; the gap is dense minus sparse",
     "steps": "What a step changes: validation loss, and edges of the same tasks",
     "audit": "Claims of the audit that hold",
     "optimizer": "Validation loss, nats a token",
@@ -93,7 +94,12 @@ def two_arms(preset: Preset, text: Text, done: Finished) -> Contents:
 
 def frontier(preset: Preset, text: Text, done: Finished) -> Contents:
     """Edges against validation loss, over widths and nonzeros."""
-    tables = {"models": model_rows(done), "steps": step_rows(done), "audit": verdict_rows(done)}
+    tables = {
+        "models": model_rows(done),
+        "rivals": rival_rows(done),
+        "steps": step_rows(done),
+        "audit": verdict_rows(done),
+    }
     axes = ("validation loss (nats a token)", "edges (geometric mean, adjusted for tasks)")
     return Contents(tables, frontier_curves(done), axes)
 

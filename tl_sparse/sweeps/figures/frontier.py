@@ -63,6 +63,37 @@ def step_rows(done: Finished) -> list[dict[str, Any]]:
     return rows
 
 
+def rival_rows(done: Finished) -> list[dict[str, Any]]:
+    """Set each sparse model beside each dense one of its seed, nearest in loss or not.
+
+    A dense model that predicts better than the sparse one, a negative `loss gap`, has the harder
+    part; so two on either side of its loss enclose the ratio at equal loss.
+    """
+    dense = by_recipe([m for m in done.models.values() if is_dense(m)]).values()
+    rows = []
+    sparse = by_recipe(done.sparse()).values()
+    for models in sorted(sparse, key=lambda ms: (ms[0].width, _nonzeros(done, ms))):
+        for rivals in sorted(dense, key=lambda ms: ms[0].width):
+            seeds = {m.training.seed: m for m in rivals}
+            both = [(m, seeds[m.training.seed]) for m in models if m.training.seed in seeds]
+            found = ratio([(done.edges(a), done.edges(b)) for a, b in both])
+            if found is None:
+                continue
+            nodes = [(done.edges(a, stage="nodes"), done.edges(b, stage="nodes")) for a, b in both]
+            rows.append(
+                {
+                    "sparse": _size(done, models),
+                    "dense": f"width {rivals[0].width}",
+                    "seeds": len(both),
+                    "loss gap": f"{mean([done.loss(b) - done.loss(a) for a, b in both]):+.3f}",
+                    "dense / sparse edges": listed(found),
+                    "by nodes": listed(ratio(nodes)),
+                    "tasks compared": found.n,
+                }
+            )
+    return rows
+
+
 def _steps(
     recipes: Any, *, same: Callable[[list[ModelCell]], int], by: Callable[[list[ModelCell]], int]
 ) -> list[tuple[list[ModelCell], list[ModelCell]]]:
