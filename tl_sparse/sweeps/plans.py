@@ -12,6 +12,7 @@ from typing import Any
 
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 from tl_sparse.presets import DENSE_SPARSITY
+from tl_sparse.sae_arm import SAESettings
 from tl_sparse.sweeps.cells import (
     BitsCell,
     Cell,
@@ -119,9 +120,13 @@ def sae_arm_of(preset: Preset, model: ModelCell, *, targets: Sequence[float]) ->
     some = tuple(target for target in targets if target in preset.sae_targets)
     if preset.saes is None or not some:
         return
-    saes = SAECell(model=model, settings=replace(preset.saes, seed=model.training.seed))
+    saes = _saes_on(model, preset.saes)
     yield saes
     yield from circuits_of(preset, model, targets=some, saes=saes)
+
+
+def _saes_on(model: ModelCell, settings: SAESettings) -> SAECell:
+    return SAECell(model=model, settings=replace(settings, seed=model.training.seed))
 
 
 def figure2(preset: Preset, text: Text) -> list[Cell]:
@@ -247,7 +252,7 @@ def concepts(preset: Preset, text: Text) -> list[Cell]:
         for model in _main_pair(preset, text, seed=seed):
             cells += [model, ConceptCell(model=model)]
             if is_dense(model) and preset.saes is not None:
-                saes = SAECell(model=model, settings=replace(preset.saes, seed=seed))
+                saes = _saes_on(model, preset.saes)
                 cells += [saes, ConceptCell(model=model, saes=saes)]
     return cells
 

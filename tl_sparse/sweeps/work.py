@@ -42,7 +42,7 @@ from tl_sparse.sweeps.cells import (
     NGramCell,
     SAECell,
 )
-from tl_sparse.sweeps.store import Store
+from tl_sparse.sweeps.store import HASHES, Store
 from tl_sparse.tasks import Task, get
 from tl_sparse.training import DivergedError, train
 
@@ -79,6 +79,16 @@ def do(cell: Cell, store: Store, *, progress: bool = True) -> dict[str, Any]:
         result = find_circuit(cell, store, progress=progress)
     store.keep(cell, result, seconds=time.perf_counter() - began)
     return result
+
+
+def _made_from(cell: Cell, store: Store) -> dict[str, Any]:
+    """Give the hashes of what a cell is made from, and whether its model diverged."""
+    found: dict[str, Any] = {}
+    for needed in cell.needs:
+        given = store.result(needed)
+        assert given is not None
+        found |= {name: given[name] for name in (*HASHES, "diverged") if name in given}
+    return found
 
 
 def train_model(cell: ModelCell, store: Store, *, progress: bool) -> dict[str, Any]:
@@ -134,11 +144,9 @@ def log_kurtosis(x: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
 
 def train_cell_saes(cell: SAECell, store: Store, *, progress: bool) -> dict[str, Any]:
     """Train a cell's SAEs, or go on with them, and score them on validation text."""
-    trained = store.result(cell.model)
-    assert trained is not None
-    found: dict[str, Any] = {"model_hash": trained["model_hash"], "saes_hash": ""}
-    if trained.get("diverged"):
-        return found | {"diverged": True}
+    found = _made_from(cell, store) | {"saes_hash": ""}
+    if found.get("diverged"):
+        return found
     model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
     corpus = cell.model.text.open(store.text_folder, progress=progress)
     saes = train_saes(model, corpus, store.saes_folder(cell), cell.settings, progress=progress)
@@ -151,17 +159,12 @@ def train_cell_saes(cell: SAECell, store: Store, *, progress: bool) -> dict[str,
 
 def find_concepts(cell: ConceptCell, store: Store, *, progress: bool) -> dict[str, Any]:
     """Score the nodes of a cell's model, or the latents of its SAEs, for concepts."""
-    trained = store.result(cell.model)
-    assert trained is not None
-    found: dict[str, Any] = {"model_hash": trained["model_hash"]}
-    if trained.get("diverged"):
-        return found | {"diverged": True}
+    found = _made_from(cell, store)
+    if found.get("diverged"):
+        return found
     model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
     coders = None
     if cell.saes is not None:
-        scored = store.result(cell.saes)
-        assert scored is not None
-        found["saes_hash"] = scored["saes_hash"]
         hooks = {info.site: info.hook_name for info in site_map(model).sites}
         saes = load_saes(store.saes_folder(cell.saes))
         coders = {hooks[site]: sae for site, sae in saes.items()}
@@ -187,11 +190,9 @@ def _tracked(report: ConceptReport, gain: float) -> dict[str, Any]:
 
 def score_model(cell: BitsCell, store: Store, *, progress: bool) -> dict[str, Any]:
     """Measure how well a cell's model predicts the validation text, and its cost of training."""
-    trained = store.result(cell.model)
-    assert trained is not None
-    found: dict[str, Any] = {"model_hash": trained["model_hash"]}
-    if trained.get("diverged"):
-        return found | {"diverged": True}
+    found = _made_from(cell, store)
+    if found.get("diverged"):
+        return found
     model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
     corpus = cell.model.text.open(store.text_folder, progress=progress)
     training = cell.model.training
@@ -215,14 +216,8 @@ def _scores(row: CapabilityRow) -> dict[str, Any]:
 
 def find_circuit(cell: CircuitCell, store: Store, *, progress: bool) -> dict[str, Any]:
     """Prune a cell's task on its model, with its SAEs if it has any, and audit the circuit."""
-    trained = store.result(cell.model)
-    assert trained is not None
-    found: dict[str, Any] = {"model_hash": trained["model_hash"], "note": ""}
-    if cell.saes is not None:
-        scored = store.result(cell.saes)
-        assert scored is not None
-        found["saes_hash"] = scored["saes_hash"]
-    if trained.get("diverged"):
+    found = _made_from(cell, store) | {"note": ""}
+    if found.pop("diverged", False):
         return found | {"note": "the model diverged"}
     model = _model_of(cell, store)
     corpus = cell.model.text.open(store.text_folder, progress=progress)
