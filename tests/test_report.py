@@ -279,6 +279,17 @@ def test_a_curve_goes_through_its_points_on_axes_that_enclose_them():
     assert dots[1] == pytest.approx((540.0, ticks["3"]), abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("xs", "first"),
+    [((1.0, 40.0), "0"), ((0.15, 0.15), "0"), ((2.5, 3.0), "2.5"), ((-1.0, 2.0), "-1")],
+)
+def test_the_axis_below_begins_at_zero_unless_that_is_far_away(xs, first):
+    figure = draw_curves({"a": [(x, x) for x in xs]}, x_label="x", y_label="y")
+    tree = ElementTree.fromstring(figure)
+    assert next(t.text for t in tree.iter("text") if t.get("y") == "268.0") == first
+    assert min(float(dot.attrib["cx"]) for dot in tree.iter("circle")) >= 56.0
+
+
 def test_a_logarithmic_axis_has_equal_steps_for_equal_ratios():
     figure = draw_curves(
         {"a": [(1.0, 1.0), (2.0, 0.1), (3.0, 0.01)]}, x_label="x", y_label="y", log_y=True

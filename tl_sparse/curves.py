@@ -34,7 +34,10 @@ def draw_curves(
     if not every:
         return f"<figure><p>There is no {escape(y_label)} to draw.</p></figure>"
     x_values, y_values = [x for x, _ in every], [y for _, y in every]
-    x_ticks = _log_ticks(min(x_values), max(x_values)) if log_x else _ticks(0.0, max(x_values))
+    low, high = min(x_values), max(x_values)
+    if not log_x and (0 <= low <= high / 2 or 0 <= low == high):
+        low = 0.0  # it is shown unless it is far away
+    x_ticks = (_log_ticks if log_x else _ticks)(low, high)
     y_ticks = (_log_ticks if log_y else _ticks)(min(y_values), max(y_values))
     left, right, top, bottom = 56.0, 540.0, 30.0, 250.0
 
