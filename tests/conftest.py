@@ -39,7 +39,8 @@ def make_model(
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "W_pos" not in name:
-                    parameter.normal_(std=0.3, generator=generator)
+                    drawn = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    parameter.copy_(drawn.normal_(std=0.3, generator=generator))
         model.project_()
     return model
 

@@ -89,6 +89,27 @@ def test_standard_library_reads_cookies_and_skips_what_does_not_decode(tmp_path,
     assert with_tests == ["latin.py", "test/test_x.py"]
 
 
+def test_installed_python_is_the_library_with_tests_and_each_package_once(tmp_path, monkeypatch):
+    library, packages = tmp_path / "library", tmp_path / "packages"
+    for path, code in {
+        library / "a.py": b"a = 1\n",
+        library / "tests" / "b.py": b"b = 1\n",
+        library / "site-packages" / "c.py": b"c = 1\n",
+        packages / "d" / "__init__.py": b"d = 1\n",
+        packages / "d" / "copy.py": b"a = 1\n",
+        packages / "d" / "broken.py": b"x = '\xff'\n",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(code)
+    paths = {"stdlib": library, "purelib": packages, "platlib": packages}
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {k: str(v) for k, v in paths.items()})
+    names = [document.name for document in data.installed_python()]
+    assert names == ["a.py", "tests/b.py", "d/__init__.py"]
+    options = {"n_characters": 36, "vocab_size": 260, "progress": False, "cache_dir": tmp_path}
+    some = data.python_corpus(library="installed", generated_fraction=0.0, **options)
+    assert some.train.n_bytes + some.validation.n_bytes == 3 * 6
+
+
 def test_a_zipped_standard_library_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "python.zip")})
     with pytest.raises(ValueError, match=r"python\.zip holds none.*generated_fraction=1"):

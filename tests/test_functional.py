@@ -1,6 +1,10 @@
 """Top-k masks, AbsTopK and the straight-through step against slow definitions and closed forms."""
 
+import importlib.util
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -48,6 +52,34 @@ def test_the_cpu_path_and_the_other_devices_path_keep_the_same_entries(width, mo
     fast = functional._largest(x.abs(), 3)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.equal(functional._largest(x.abs(), 3), fast)
+
+
+KERNEL = """
+import torch
+from tl_sparse.functional import abs_topk
+from tl_sparse.largest_on_gpu import KeepLargest
+
+generator = torch.Generator().manual_seed(0)
+for width in (5, 64, 100):
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(6, width, generator=generator).mul(2).round().div(2).to(dtype)
+        x[3] = torch.randn(width, generator=generator).to(dtype)
+        for n_kept in {1, width // 4, width - 1}:
+            ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+            kept, expected = KeepLargest.apply(ours, n_kept), abs_topk(theirs, n_kept)
+            kept.float().pow(2).sum().backward()
+            expected.float().pow(2).sum().backward()
+            assert torch.equal(kept, expected), (width, dtype, n_kept)
+            assert torch.equal(ours.grad, theirs.grad), (width, dtype, n_kept)
+"""
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("triton"), reason="torch's CPU build has no Triton"
+)
+def test_the_gpu_s_kernel_keeps_the_same_entries_where_triton_interprets_it():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", KERNEL], env=environment, check=True, timeout=120)
 
 
 def test_abs_topk_passes_gradient_through_kept_channels_only():

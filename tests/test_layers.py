@@ -26,6 +26,7 @@ LAYERS = {
     "nodes": 0,
     "threads": 0,
     "largest": 0.5,
+    "largest_on_gpu": 0.5,
     "products": 1,
     "functional": 1,
     "schedules": 1,

@@ -64,6 +64,22 @@ def text(texts):
     return TINY.text(texts, progress=False)
 
 
+def test_a_text_is_opened_by_its_hash_where_another_machine_made_it(text, texts, monkeypatch):
+    def never(**_arguments):
+        raise AssertionError("the text was made anew")
+
+    monkeypatch.setattr("tl_sparse.sweeps.cells.python_corpus", never)
+    assert text.open(texts, progress=False).hash == text.hash
+
+
+def test_another_library_is_another_text_and_the_old_ones_keep_their_names():
+    assert "library" not in NOWHERE.spec()
+    other = replace(NOWHERE, library="installed")
+    assert Text(**other.spec()) == other != Text(**NOWHERE.spec())
+    with pytest.raises(ValueError, match="library is one of 'standard', 'installed', got 'all'"):
+        replace(NOWHERE, library="all")
+
+
 def few_cells(text: Text) -> list[Any]:
     """A sparse and a dense model of 20 steps, and a circuit of each that takes a moment."""
     preset = replace(
@@ -265,6 +281,41 @@ def spliced(text, finished, tmp_path_factory):
     outcome = run_cells(cells, store, progress=False)
     assert (outcome.n_done, outcome.failed) == (2, {})
     return store, cells
+
+
+def test_a_worker_stopped_in_the_audit_leaves_its_circuit_to_the_next(
+    spliced, tmp_path, monkeypatch
+):
+    store, (saes, cell) = spliced
+    other = Store(tmp_path)
+    for name in ("cells", "models"):
+        shutil.copytree(store.folder / name, tmp_path / name)
+    other.text_folder.symlink_to(store.text_folder)
+    path = tmp_path / "cells" / f"{cell.key}.json"
+    kept = path.read_text("utf-8")
+    path.unlink()
+
+    def never(*_arguments, **_options):
+        raise AssertionError("the circuit was pruned anew")
+
+    monkeypatch.setattr("tl_sparse.sweeps.work.prune", never)
+    assert run_cells([saes, cell], other, progress=False).n_done == 1
+    assert path.read_text("utf-8") == kept
+
+
+def test_circuits_of_a_model_of_a_gpu_are_found_on_a_cpu_where_there_is_no_gpu(
+    text, finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model, circuit = few_cells(text)[:2]
+    there = replace(model, device="cuda")
+    store = Store(tmp_path)
+    store.text_folder.symlink_to(finished.text_folder)
+    shutil.copytree(finished.place(model), store.place(there))
+    store.keep(there, cell_result(finished, model), seconds=1.0)
+    cell = replace(circuit, model=there)
+    assert run_cells([there, cell], store, progress=False).failed == {}
+    assert cell_result(store, cell) == cell_result(finished, circuit)
 
 
 def test_a_set_of_saes_is_trained_and_scored_on_its_model(text, spliced):

@@ -2,10 +2,14 @@
 
 All choices of "the k largest" here are *exact*: they keep precisely k entries, and equal magnitudes
 are kept in the order of their positions. On a CPU `tl_sparse.largest` makes them, several times as
-fast as `torch.topk`, which gives the threshold elsewhere and under `torch.compile`.
+fast as `torch.topk`, which gives the threshold elsewhere and under `torch.compile`. On a GPU
+AbsTopK is a kernel, `tl_sparse.largest_on_gpu`, where torch has Triton.
 
 Gao et al. 2025 (arXiv 2511.13653): section 2.1 (weights), A.1 (AbsTopK), A.5 (the step).
 """
+
+from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -98,8 +102,30 @@ def abs_topk(x: Float[Tensor, "*batch width"], n_kept: int) -> Float[Tensor, "*b
         kept = _KeepLargest.apply(x, n_kept)
         assert isinstance(kept, Tensor)
         return kept
+    if (kernel := _kernel_for(x)) is not None:
+        return kernel.apply(x, n_kept)
     mask = _largest(x.detach().abs().reshape(-1, width), n_kept).reshape(x.shape)
     return x * mask
+
+
+def _kernel_for(x: Tensor) -> Any:
+    """Give the GPU's AbsTopK where it can be had, else None."""
+    if not x.is_cuda or not x.numel() or torch.compiler.is_compiling():
+        return None
+    gpu = _on_gpu()
+    if gpu is None or x.dtype not in gpu.DTYPES or x.shape[-1] > gpu.WIDEST:
+        return None
+    return gpu.KeepLargest
+
+
+@cache
+def _on_gpu() -> Any:
+    """Give the module of the GPU's kernel, or None where there is no Triton."""
+    try:
+        from tl_sparse import largest_on_gpu
+    except ImportError:
+        return None
+    return largest_on_gpu
 
 
 class _KeepLargest(torch.autograd.Function):

@@ -7,7 +7,7 @@ CPU cores train a pair of models within the demo's quarter of an hour.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
 
@@ -95,6 +95,8 @@ class Recipe:
     """Tokens of the tokenizer that is trained on the text."""
     n_characters: int = 24_000_000
     """Of the default text, where no other is given."""
+    library: Literal["standard", "installed"] = "standard"
+    """Where the default text has its real Python from: see `data.python_corpus`."""
     sparsity: SparsityConfig = DEMO_SPARSITY
     training: TrainingConfig = DEMO_TRAINING
 
@@ -112,10 +114,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "demo": Recipe(),
     "gpu": Recipe(
-        n_layers=4, width=512, n_ctx=256, vocab_size=2048, n_characters=200_000_000,
+        n_layers=4, width=512, n_ctx=256, n_characters=120_000_000, library="installed",
+        sparsity=replace(DEMO_SPARSITY, weight_density=50_000 / (48 * 512**2)),
         training=replace(
-            DEMO_TRAINING, n_tokens=400_000_000, batch_size=64, learning_rate=0.0128,
-            precision="bf16",
+            DEMO_TRAINING, n_tokens=2**27, batch_size=96, learning_rate=0.0128, precision="bf16"
         ),
     ),
 }  # fmt: skip

@@ -254,21 +254,24 @@ def topk_mask_bytes(density: float, n_bytes: int = 4) -> float:
     return 7 * n_bytes + 27 + density * (n_bytes + 8)
 
 
-def abs_topk_bytes(density: float, n_bytes: int = 4) -> float:
+def abs_topk_bytes(n_bytes: int = 4) -> int:
     """Give the bytes that `abs_topk` moves per entry on a GPU, forward and backward.
 
+    Its kernel reads the entry, and writes it and a byte that says whether it was kept; backward is
+    the same the other way round.
+
     Examples:
-        >>> abs_topk_bytes(1 / 4), abs_topk_bytes(1 / 4, n_bytes=2)
-        (76.0, 53.5)
+        >>> abs_topk_bytes(), abs_topk_bytes(n_bytes=2)
+        (18, 10)
     """
-    return topk_mask_bytes(density, n_bytes) + 4 * n_bytes + 2
+    return 2 * (2 * n_bytes + 1)
 
 
 def _abs_topk_bytes(run: Run) -> float:
     """Bytes of AbsTopK for one token in one layer: behind a norm it works on float32."""
     moved = 0.0
-    for site, width, density in _ranked_sites(run):
-        moved += width * abs_topk_bytes(density, 4 if site.endswith("_in") else run.n_bytes)
+    for site, width, _ in _ranked_sites(run):
+        moved += width * abs_topk_bytes(4 if site.endswith("_in") else run.n_bytes)
     return moved
 
 

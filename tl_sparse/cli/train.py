@@ -231,7 +231,8 @@ def _text(
         "vocab_size": recipe.vocab_size, "cache_dir": cache, "progress": progress
     }  # fmt: skip
     if not paths:
-        return data.python_corpus(n_characters=recipe.n_characters, **about)
+        about |= {"n_characters": recipe.n_characters, "library": recipe.library}
+        return data.python_corpus(**about)
     corpus = data.corpus(data.PathTexts(paths, pattern=pattern, column=column), **about)
     n = min(corpus.train.n_tokens, corpus.validation.n_tokens)
     if n < recipe.n_ctx:

@@ -20,7 +20,7 @@ Read `sources`, `grammar`, `survey`, `corpora`, `splits`, in that order.
 """
 
 from tl_sparse.data.cache import default_cache_dir
-from tl_sparse.data.corpora import Corpus, corpus
+from tl_sparse.data.corpora import Corpus, corpus, open_cached
 from tl_sparse.data.grammar import generate_program, generate_programs
 from tl_sparse.data.mixture import python_corpus
 from tl_sparse.data.paths import PathTexts
@@ -29,6 +29,7 @@ from tl_sparse.data.sources import (
     documents,
     folder,
     installed_package,
+    installed_python,
     standard_library,
 )
 from tl_sparse.data.splits import TokenSplit
@@ -46,6 +47,8 @@ __all__ = [
     "generate_program",
     "generate_programs",
     "installed_package",
+    "installed_python",
+    "open_cached",
     "python_corpus",
     "standard_library",
     "tokenizer_hash",

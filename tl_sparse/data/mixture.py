@@ -1,7 +1,7 @@
 """The default text: real Python of the standard library, mixed with simple Python of our own.
 
-1. Take files of the standard library, in an order drawn from the seed, as long as they fit in their
-   share of the characters.
+1. Take files of the standard library, or of all Python that is installed, in an order drawn from
+   the seed, as long as they fit in their share of the characters.
 2. Generate programs until they make up the fraction that was asked for. Where the library is too
    small for its share, both become smaller: the fraction holds, not the total.
 3. Interleave the two in proportion, so that any stretch of the corpus has both.
@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tokenizers
 from transformers import PreTrainedTokenizerBase
@@ -19,9 +20,12 @@ from tl_sparse.data import cache
 from tl_sparse.data.corpora import Corpus, build, open_cached
 from tl_sparse.data.expressions import Dialect
 from tl_sparse.data.grammar import generate_programs
-from tl_sparse.data.sources import Document, standard_library
+from tl_sparse.data.sources import Document, installed_python, standard_library
 from tl_sparse.data.survey import SplitSettings
 from tl_sparse.tokenizer import tokenizer_hash
+
+Library = Literal["standard", "installed"]
+"""Where real Python is taken from."""
 
 MIN_PROGRAM = 300
 """No generated program has fewer characters."""
@@ -34,6 +38,7 @@ def python_corpus(
     vocab_size: int = 1024,
     seed: int = 0,
     dialect: Dialect = "plain",
+    library: Library = "standard",
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation_fraction: float = 0.05,
     cache_dir: str | Path | None = None,
@@ -41,16 +46,19 @@ def python_corpus(
 ) -> Corpus:
     """Make the default corpus, or open it if it was made before. Needs no network.
 
-    The library is the one of the running interpreter, so another version of Python gives another
-    corpus; `Corpus.hash` tells.
+    The library is the one of the running interpreter, so another version of Python, or with
+    `library="installed"` another set of packages, gives another corpus; `Corpus.hash` tells.
 
     Args:
         generated_fraction: Share of the characters that is generated, in [0, 1].
-        n_characters: Characters in all; fewer where the library (about 12 million) falls short of
-            its share.
+        n_characters: Characters in all; fewer where the library (the standard one has about 12
+            million) falls short of its share.
         vocab_size: Tokens of the tokenizer to train; without effect if one is given.
         seed: Decides which programs are generated and the order of all documents.
         dialect: Of the generated programs; `"tasks"` has more of what the paper's tasks ask about.
+        library: Where real Python is taken from: the standard library without its tests, or all
+            that is installed here, with tests and packages, often hundreds of millions of
+            characters.
         tokenizer: None trains one on the mixture.
         validation_fraction: Expected share of the documents kept for validation.
         cache_dir: Where the tokens stand; None is `default_cache_dir()`.
@@ -71,13 +79,14 @@ def python_corpus(
     if n_characters < 1:
         raise ValueError(f"n_characters is a count, 1 or more, got {n_characters}.")
     settings = SplitSettings(validation_fraction, max_tokens=None)
-    library = library_part(round(n_characters * (1 - generated_fraction)), seed=seed)
+    n_real = round(n_characters * (1 - generated_fraction))
+    real = library_part(n_real, seed=seed, library=library)
     n_generated = round(n_characters * generated_fraction)
     if generated_fraction < 1:
-        n_library = sum(len(document.text) for document in library)
+        n_library = sum(len(document.text) for document in real)
         n_generated = round(n_library * generated_fraction / (1 - generated_fraction))
     recipe = cache.hash_of(
-        library=_digest(document.text for document in library), seed=seed, n_generated=n_generated,
+        library=_digest(document.text for document in real), seed=seed, n_generated=n_generated,
         grammar=_digest(generate_programs(40, seed=0, dialect=dialect)),
         tokenizer=vocab_size if tokenizer is None else tokenizer_hash(tokenizer),
         tokenizers=tokenizers.__version__, **vars(settings),
@@ -87,7 +96,7 @@ def python_corpus(
     if known and (found := open_cached(place / known, tokenizer=tokenizer)):
         return found
     made = build(
-        partial(mixture, library, n_generated, seed=seed, dialect=dialect), once=False,
+        partial(mixture, real, n_generated, seed=seed, dialect=dialect), once=False,
         settings=settings, tokenizer=tokenizer, vocab_size=vocab_size, cache_dir=place,
         progress=progress,
     )  # fmt: skip
@@ -95,13 +104,13 @@ def python_corpus(
     return made
 
 
-def library_part(n_characters: int, *, seed: int) -> list[Document]:
+def library_part(n_characters: int, *, seed: int, library: Library = "standard") -> list[Document]:
     """Take library files in an order drawn from the seed, leaving out those that do not fit."""
     if n_characters == 0:
         return []
     part, n_left = [], n_characters
     shuffled = sorted(
-        standard_library(),
+        standard_library() if library == "standard" else installed_python(),
         key=lambda document: hashlib.sha256(f"{seed} {document.name}".encode()).digest(),
     )
     for document in shuffled:

@@ -10,6 +10,7 @@ import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,27 @@ def _read_library(root: Path, paths: list[Path]) -> Iterator[Document]:
             continue
         if text:
             yield Document(path.relative_to(root).as_posix(), text)
+
+
+def installed_python() -> Iterator[Document]:
+    """Read all Python of this environment: the standard library with its tests, then all packages.
+
+    Some 25 million characters and whatever is installed. Files that do not decode, and second
+    copies of a file, are left out.
+
+    Yields:
+        One document per file, named by its path inside the library or the packages' folder.
+
+    Raises:
+        ValueError: This interpreter has no library files on disk.
+    """
+    seen = set[str]()
+    folders = dict.fromkeys(Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib"))
+    packages = (_read_library(root, matching_files(root, "**/*.py")) for root in folders)
+    for document in chain(standard_library(include_tests=True), *packages):
+        if document.text not in seen:
+            seen.add(document.text)
+            yield document
 
 
 def installed_package(name: str, *, undecodable: Undecodable = "error") -> Iterator[Document]:

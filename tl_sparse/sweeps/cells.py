@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tl_sparse.config import AuditConfig, PruningConfig, SparsityConfig, TrainingConfig
-from tl_sparse.data import Corpus, python_corpus
+from tl_sparse.data import Corpus, open_cached, python_corpus
 from tl_sparse.rules import POSITIVE_INTEGER, WORD, check_fields, checks_itself, choice
 from tl_sparse.sae_arm import SAESettings
 
@@ -39,11 +39,13 @@ class Text:
     n_characters: int
     vocab_size: int
     dialect: str
+    library: str = "standard"
 
     def __post_init__(self) -> None:
         check_fields(self, WORD, "hash")
         check_fields(self, POSITIVE_INTEGER, "n_characters", "vocab_size")
         check_fields(self, choice("plain", "tasks"), "dialect")
+        check_fields(self, choice("standard", "installed"), "library")
 
     @classmethod
     @checks_itself
@@ -54,6 +56,7 @@ class Text:
         n_characters: int = 24_000_000,
         vocab_size: int = 1024,
         dialect: str = "tasks",
+        library: str = "standard",
         progress: bool = True,
     ) -> "Text":
         """Make or open the text in a folder, and describe it.
@@ -62,30 +65,42 @@ class Text:
             ValueError: If an argument is out of range.
         """
         asked: dict[str, Any] = {
-            "n_characters": n_characters, "vocab_size": vocab_size, "dialect": dialect
+            "n_characters": n_characters, "vocab_size": vocab_size, "dialect": dialect,
+            "library": library,
         }  # fmt: skip
         corpus = python_corpus(**asked, cache_dir=Path(folder), progress=progress)
         return cls(hash=corpus.hash, **asked)
 
     def open(self, folder: str | Path, *, progress: bool = True) -> Corpus:
-        """Make or open the text in a folder.
+        """Open the text in a folder, or make it there.
+
+        Where the folder has it, it may come from another machine.
 
         Raises:
-            ValueError: If it is another text on this machine.
+            ValueError: If it is not there, and this machine would make another one.
         """
-        asked: dict[str, Any] = {k: v for k, v in self.spec().items() if k != "hash"}
+        if found := open_cached(Path(folder) / self.hash):
+            return found
+        asked = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hash"}
         corpus = python_corpus(**asked, cache_dir=Path(folder), progress=progress)
         if corpus.hash != self.hash:
             raise ValueError(
                 f"The cell asks for the text {self.hash[:12]} and this machine's is "
-                f"{corpus.hash[:12]}: half of it is the interpreter's own library. Make the plan "
-                "anew here, with the same Python everywhere."
+                f"{corpus.hash[:12]}: half of it is the interpreter's own library. Copy the other "
+                f"machine's {self.hash[:12]}... into {folder}, or make the plan anew here."
             )
         return corpus
 
     def spec(self) -> dict[str, Any]:
-        """Give the fields as plain JSON values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Give the fields as plain JSON values.
+
+        The library is left out where it is the standard one: so the names of cells are what they
+        were before there was another.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.library == "standard":
+            del values["library"]
+        return values
 
 
 class Cell(ABC):

@@ -35,6 +35,7 @@ class Preset:
     n_characters: int = 24_000_000
     vocab_size: int = 1024
     dialect: str = "tasks"
+    library: str = "standard"
     sparse_training: TrainingConfig = DEMO_TRAINING
     dense_training: TrainingConfig = DENSE_TRAINING
     short_training: TrainingConfig | None = None
@@ -68,11 +69,11 @@ class Preset:
         """Make or open the text."""
         return Text.of(
             folder, n_characters=self.n_characters, vocab_size=self.vocab_size,
-            dialect=self.dialect, progress=progress,
+            dialect=self.dialect, library=self.library, progress=progress,
         )  # fmt: skip
 
 
-_GPU = {"batch_size": 64, "precision": "bf16", "learning_rate": 0.0128}
+_GPU = {"n_tokens": 2**27, "batch_size": 96, "precision": "bf16"}
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -96,16 +97,15 @@ PRESETS: dict[str, Preset] = {
             dense_widths=(28, 36, 48, 64, 80), control_widths=(48,), hours=32.0,
         ),
         Preset(
-            name="gpu", n_layers=4, n_ctx=256, n_characters=200_000_000, vocab_size=2048,
-            widths=(256, 512, 1024), nonzeros=(50_000, 100_000, 200_000),
-            sparse_training=replace(DEMO_TRAINING, n_tokens=400_000_000, **_GPU),
-            dense_training=replace(DENSE_TRAINING, n_tokens=400_000_000, batch_size=64,
-                                   precision="bf16"),
-            dense_widths=(32, 48, 72, 108, 160, 240), device="cuda", hours=48.0,
+            name="gpu", n_layers=4, n_ctx=256, n_characters=120_000_000, library="installed",
+            widths=(256, 512, 1024), nonzeros=(25_000, 50_000, 100_000),
+            sparse_training=replace(DEMO_TRAINING, learning_rate=0.0128, **_GPU),
+            dense_training=replace(DENSE_TRAINING, **_GPU),
+            dense_widths=(96, 136, 192), device="cuda", hours=48.0,
         ),
         Preset(
             name="paper", n_layers=8, n_ctx=256, n_characters=200_000_000, vocab_size=2048,
-            widths=(256, 512, 1024, 2048, 4096),
+            library="installed", widths=(256, 512, 1024, 2048, 4096),
             nonzeros=(928_000, 1_856_000, 3_712_000, 7_424_000, 14_848_000),
             sparse_training=TrainingConfig(n_tokens=32_000_000_000, batch_size=512,
                                            learning_rate=0.0128, precision="fp16"),

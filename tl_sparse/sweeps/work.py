@@ -113,6 +113,12 @@ def train_model(cell: ModelCell, store: Store, *, progress: bool) -> dict[str, A
     }
 
 
+def open_model(cell: ModelCell, store: Store) -> HookedSparseTransformer:
+    """Open a trained model on the cell's device, or on the CPU where there is no GPU."""
+    device = cell.device if torch.cuda.is_available() else "cpu"
+    return HookedSparseTransformer.load(store.model_folder(cell), device=device)
+
+
 def block_nonzeros(model: HookedTransformer) -> int:
     """Count the nonzero entries of the blocks' weight matrices, the edges of the whole model."""
     return sum(
@@ -147,7 +153,7 @@ def train_cell_saes(cell: SAECell, store: Store, *, progress: bool) -> dict[str,
     found = _made_from(cell, store) | {"saes_hash": ""}
     if found.get("diverged"):
         return found
-    model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
+    model = open_model(cell.model, store)
     corpus = cell.model.text.open(store.text_folder, progress=progress)
     saes = train_saes(model, corpus, store.saes_folder(cell), cell.settings, progress=progress)
     n_ctx = cell.model.n_ctx
@@ -162,7 +168,7 @@ def find_concepts(cell: ConceptCell, store: Store, *, progress: bool) -> dict[st
     found = _made_from(cell, store)
     if found.get("diverged"):
         return found
-    model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
+    model = open_model(cell.model, store)
     coders = None
     if cell.saes is not None:
         hooks = {info.site: info.hook_name for info in site_map(model).sites}
@@ -193,7 +199,7 @@ def score_model(cell: BitsCell, store: Store, *, progress: bool) -> dict[str, An
     found = _made_from(cell, store)
     if found.get("diverged"):
         return found
-    model = HookedSparseTransformer.load(store.model_folder(cell.model), device=cell.model.device)
+    model = open_model(cell.model, store)
     corpus = cell.model.text.open(store.text_folder, progress=progress)
     training = cell.model.training
     return found | _scores(capability_row("", model, corpus, training=training, progress=progress))
@@ -227,13 +233,12 @@ def find_circuit(cell: CircuitCell, store: Store, *, progress: bool) -> dict[str
         return found | {"note": f"this tokenizer can't have it: {error}"}
     refs = _references(cell, store, model, corpus, progress=progress)
     try:
-        circuit = prune(model, task, refs, cell.pruning, progress=progress)
+        circuit = _circuit(cell, store, model, task, refs, progress=progress)
     except TaskGateError as error:
         return found | {"note": "can't do the task", "losses": error.losses}
     except UnreachableTargetError as error:
         losses = error.losses | {"best": error.best_loss}
         return found | {"note": "no circuit reaches the target", "losses": losses}
-    circuit.save(store.place(cell.model) / "circuits" / f"{cell.key}.json")
     found |= {"losses": circuit.losses, "stages": circuit.provenance["stages"]}
     found |= {"n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges}
     found |= {"n_interface": circuit.n_interface, "n_biases": circuit.n_biases}
@@ -241,10 +246,27 @@ def find_circuit(cell: CircuitCell, store: Store, *, progress: bool) -> dict[str
     return found | _audited(cell, store, model, circuit, task, corpus, progress=progress)
 
 
+def _circuit(
+    cell: CircuitCell,
+    store: Store,
+    model: HookedSparseTransformer,
+    task: Task,
+    refs: References,
+    *,
+    progress: bool,
+) -> Circuit:
+    """Prune, or open what a worker found that was stopped in the audit."""
+    place = store.place(cell.model) / "circuits" / f"{cell.key}.json"
+    if place.is_file() and (found := Circuit.load(place)).model_hash == refs.model_hash:
+        return found
+    circuit = prune(model, task, refs, cell.pruning, progress=progress)
+    circuit.save(place)
+    return circuit
+
+
 def _model_of(cell: CircuitCell, store: Store) -> HookedSparseTransformer:
     """Open a cell's model, and splice in its SAEs if it has any."""
-    folder = store.model_folder(cell.model)
-    model = HookedSparseTransformer.load(folder, device=cell.model.device)
+    model = open_model(cell.model, store)
     return model if cell.saes is None else splice(model, load_saes(store.saes_folder(cell.saes)))
 
 

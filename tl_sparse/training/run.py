@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
@@ -253,7 +253,8 @@ class TrainingRun(SavedRun):
         config = self.config
         precision = {"float32": "no"}.get(config.precision, config.precision)
         cpu = next(self.model.parameters()).device.type == "cpu"
-        AcceleratorState._reset_state()  # else a process' second run keeps the first's precision
+        # Else a process' second run keeps the first's precision, and its device.
+        AcceleratorState._reset_state(PartialState._shared_state.get("_cpu", cpu) != cpu)
         self.accelerator = Accelerator(
             mixed_precision=precision,
             cpu=cpu,
