@@ -1,5 +1,6 @@
 """The scripts that make the results pages, run at their smallest."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -152,3 +153,13 @@ def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
     assert "hard (52.0%; can't do it)" in text
     assert "over 1,024 prompts: 1.0e-14 in float64" in text
     assert json.loads(page.with_suffix(".json").read_text())["rows"][1]["clean-up"] == 25
+
+
+def test_the_page_of_the_larger_pair_says_what_its_cells_say(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    script = importlib.import_module("larger_pair")
+    page = tmp_path / "larger.md"
+    page.write_bytes(script.PAGE.read_bytes())
+    monkeypatch.setattr(sys, "argv", ["larger_pair.py", "--page", str(page)])
+    script.main()
+    assert page.read_text("utf-8") == script.PAGE.read_text("utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from conftest import SHAPE, make_model
 from torch import Tensor
 
@@ -365,6 +366,13 @@ def test_a_second_run_of_one_model_has_the_precision_that_it_asks_for(corpus):
         with model.hooks(fwd_hooks=[("blocks.0.mlp.hook_pre", note)]):
             train(model, corpus, config, progress=False)
         assert torch.bfloat16 in seen
+
+
+def test_a_run_is_on_its_model_s_device_whatever_an_earlier_run_was_on(corpus):
+    AcceleratorState._reset_state(True)
+    PartialState(cpu=False).device = torch.device("meta")  # as a run on a GPU leaves its own
+    train(fresh(corpus), corpus, QUICK, progress=False)
+    assert PartialState().device.type == "cpu"
 
 
 @pytest.mark.parametrize("regrow_every", [1, 3])

@@ -52,7 +52,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="Size of model and training: tiny (a look), demo (minutes), gpu (hours).",
+            help="Size of model and training: tiny (a look), demo (minutes), gpu (minutes of an H100).",
             autocompletion=one_of(TRAIN_PRESETS),
         ),
     ] = "demo",
