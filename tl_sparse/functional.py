@@ -8,13 +8,13 @@ AbsTopK is a kernel, `tl_sparse.largest_on_gpu`, where torch has Triton.
 Gao et al. 2025 (arXiv 2511.13653): section 2.1 (weights), A.1 (AbsTopK), A.5 (the step).
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_sparse import largest_on_gpu
 from tl_sparse.largest import FLOATS, keep_largest, mark_guarded, mark_largest
 
 
@@ -112,20 +112,9 @@ def _kernel_for(x: Tensor) -> Any:
     """Give the GPU's AbsTopK where it can be had, else None."""
     if not x.is_cuda or not x.numel() or torch.compiler.is_compiling():
         return None
-    gpu = _on_gpu()
-    if gpu is None or x.dtype not in gpu.DTYPES or x.shape[-1] > gpu.WIDEST:
+    if not largest_on_gpu.AVAILABLE or x.dtype not in largest_on_gpu.DTYPES:
         return None
-    return gpu.KeepLargest
-
-
-@cache
-def _on_gpu() -> Any:
-    """Give the module of the GPU's kernel, or None where there is no Triton."""
-    try:
-        from tl_sparse import largest_on_gpu
-    except ImportError:
-        return None
-    return largest_on_gpu
+    return largest_on_gpu.KeepLargest if x.shape[-1] <= largest_on_gpu.WIDEST else None
 
 
 class _KeepLargest(torch.autograd.Function):

@@ -52,7 +52,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="Size of model and training: tiny (a look), demo (minutes), gpu (minutes of an H100).",
+            help="Size of model and training: tiny (a look), demo (minutes), gpu (for one GPU).",
             autocompletion=one_of(TRAIN_PRESETS),
         ),
     ] = "demo",
