@@ -5,6 +5,7 @@ import contextlib
 import copy
 import errno
 import hashlib
+import inspect
 import json
 import os
 import pickle
@@ -108,6 +109,11 @@ def test_installed_python_is_the_library_with_tests_and_each_package_once(tmp_pa
     options = {"n_characters": 36, "vocab_size": 260, "progress": False, "cache_dir": tmp_path}
     some = data.python_corpus(library="installed", generated_fraction=0.0, **options)
     assert some.train.n_bytes + some.validation.n_bytes == 3 * 6
+
+
+def test_another_library_is_refused():
+    with pytest.raises(ValueError, match='"standard" or "installed", got \'all\''):
+        inspect.unwrap(data.python_corpus)(library="all")
 
 
 def test_a_zipped_standard_library_is_an_error(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import tokenizers
 from transformers import PreTrainedTokenizerBase
@@ -78,6 +78,11 @@ def python_corpus(
         )
     if n_characters < 1:
         raise ValueError(f"n_characters is a count, 1 or more, got {n_characters}.")
+    if library not in get_args(Library):
+        raise ValueError(
+            f'library is "standard" or "installed", got {library!r}. For texts of your '
+            "own there is data.corpus."
+        )
     settings = SplitSettings(validation_fraction, max_tokens=None)
     n_real = round(n_characters * (1 - generated_fraction))
     real = library_part(n_real, seed=seed, library=library)
