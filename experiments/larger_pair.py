@@ -27,10 +27,7 @@ LADDER = (96, 136, 192)
 CONTROL_WIDTH, CONTROL_TOKENS = 72, 36_000_000
 """Guessed from the ladder's losses, never by a circuit; it takes most of an hour of one core."""
 
-AUDITED = (
-    "single_double_quote", "indent_for", "set_or_string_fixedvarname", "set_or_string",
-    "else_elif", "with_as", "var_swap",
-)  # fmt: skip
+AUDITED = ("single_double_quote", "indent_for", "set_or_string", "else_elif", "with_as", "var_swap")
 """Tasks whose circuits are audited, which takes as long again as pruning them."""
 
 
