@@ -101,7 +101,7 @@ PRESETS: dict[str, Preset] = {
             widths=(256, 512, 1024), nonzeros=(25_000, 50_000, 100_000),
             sparse_training=replace(DEMO_TRAINING, learning_rate=0.0128, **_GPU),
             dense_training=replace(DENSE_TRAINING, **_GPU),
-            # By the losses of docs/results/larger.md the main sparse model is between the first two.
+            # The main sparse model is thought to be between the first two: docs/results/larger.md.
             dense_widths=(32, 48, 72, 96, 136), control_widths=(32, 48), device="cuda", hours=48.0,
         ),
         Preset(
