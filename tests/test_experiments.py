@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tl_sparse.auditing import AuditReport, Finding
 
@@ -163,3 +164,12 @@ def test_the_page_of_the_larger_pair_says_what_its_cells_say(tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["larger_pair.py", "--page", str(page)])
     script.main()
     assert page.read_text("utf-8") == script.PAGE.read_text("utf-8")
+
+
+def test_steps_are_timed_with_the_kernel_and_without(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    script = importlib.import_module("gpu_steps")
+    kept = script.functional._kernel_for
+    times = script.measure(script.TINY[0], torch.device("cpu"), 1)
+    assert all(time > 0 for time in times)
+    assert script.functional._kernel_for is kept
