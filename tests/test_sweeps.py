@@ -68,7 +68,7 @@ def test_a_text_is_opened_by_its_hash_where_another_machine_made_it(text, texts,
     def never(**_arguments):
         raise AssertionError("the text was made anew")
 
-    monkeypatch.setattr("tl_sparse.sweeps.cells.python_corpus", never)
+    monkeypatch.setattr("tl_sparse.sweeps.text.python_corpus", never)
     assert text.open(texts, progress=False).hash == text.hash
 
 

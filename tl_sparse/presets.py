@@ -122,5 +122,5 @@ RECIPES: dict[str, Recipe] = {
     ),
 }  # fmt: skip
 """What `tl-sparse train --preset` takes: `tiny` is a look, well under a minute on an idle core;
-`demo` is the demo's sparse model, some minutes on two; `gpu` takes five minutes of an H100
+`demo` is the demo's sparse model, some minutes on two; `gpu` took seven of a shared H100
 (docs/results/larger.md), and its text two more of one core."""

@@ -18,13 +18,14 @@ sweeps.summarise("figure3", preset, text, store).save("sweep")
 A sweep that is killed goes on from the cells in the store; run it again.
 """
 
-from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell, Text
+from tl_sparse.sweeps.cells import Cell, CircuitCell, ModelCell, SAECell
 from tl_sparse.sweeps.comparing import Comparison, compare
 from tl_sparse.sweeps.engine import Outcome, run_cells
 from tl_sparse.sweeps.figures import Summary, summarise
 from tl_sparse.sweeps.plans import FIGURES
 from tl_sparse.sweeps.presets import PRESETS, Preset
 from tl_sparse.sweeps.store import Store
+from tl_sparse.sweeps.text import Text
 
 __all__ = [
     "FIGURES",

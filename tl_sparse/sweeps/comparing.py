@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from tl_sparse.control import WidthMatch, match_width
-from tl_sparse.sweeps.cells import Cell, ModelCell, Text
+from tl_sparse.sweeps.cells import Cell, ModelCell
 from tl_sparse.sweeps.engine import Outcome, run_cells
 from tl_sparse.sweeps.figures import Summary, comparison
 from tl_sparse.sweeps.plans import arms_of, dense_model, sparse_model
 from tl_sparse.sweeps.presets import Preset
 from tl_sparse.sweeps.store import Store
+from tl_sparse.sweeps.text import Text
 
 START_WIDTH = 3 / 8
 """Of the sparse model's width: where the search for the control's begins."""

@@ -21,9 +21,9 @@ from tl_sparse.sweeps.cells import (
     ModelCell,
     NGramCell,
     SAECell,
-    Text,
 )
 from tl_sparse.sweeps.presets import TARGET, Preset, n_block_weights
+from tl_sparse.sweeps.text import Text
 
 
 def sparse_model(

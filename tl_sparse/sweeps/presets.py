@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tl_sparse.config import TrainingConfig
 from tl_sparse.presets import DEMO_TRAINING, DENSE_TRAINING
 from tl_sparse.sae_arm import SAESettings
-from tl_sparse.sweeps.cells import Text
+from tl_sparse.sweeps.text import Text
 from tl_sparse.tasks import PAPER_TASKS
 
 TARGET = 0.15

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from tl_sparse.sweeps.cells import ModelCell, Text
+from tl_sparse.sweeps.cells import ModelCell
 from tl_sparse.sweeps.figures.finished import Finished, by_recipe, mean
 from tl_sparse.sweeps.plans import equal_widths, is_dense, sparse_model
 from tl_sparse.sweeps.presets import Preset
+from tl_sparse.sweeps.text import Text
 
 
 def bits_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tl_sparse.sweeps.cells import Text
 from tl_sparse.sweeps.figures.arms import SAE_ARM, arm_rows, sae_rows, sae_task_rows, three_arm_rows
 from tl_sparse.sweeps.figures.capabilities import bits_curves, bits_rows, cost_rows
 from tl_sparse.sweeps.figures.finished import Finished
@@ -25,6 +24,7 @@ from tl_sparse.sweeps.figures.tables import (
     verdict_rows,
 )
 from tl_sparse.sweeps.presets import Preset
+from tl_sparse.sweeps.text import Text
 
 Curves = dict[str, list[tuple[float, float]]]
 Tables = dict[str, list[dict[str, Any]]]

@@ -9,13 +9,14 @@ from typing import Any
 from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
 from tl_sparse.markup import document, fragment, markdown_table, section, table
-from tl_sparse.sweeps.cells import Cell, Text
+from tl_sparse.sweeps.cells import Cell
 from tl_sparse.sweeps.figures.arms import NOTE
 from tl_sparse.sweeps.figures.contents import CONTENTS, TABLES, TITLES, Curves
 from tl_sparse.sweeps.figures.finished import Finished
 from tl_sparse.sweeps.plans import FIGURES
 from tl_sparse.sweeps.presets import Preset
 from tl_sparse.sweeps.store import Store
+from tl_sparse.sweeps.text import Text
 from tl_sparse.wording import escape
 
 Row = Mapping[str, Any]

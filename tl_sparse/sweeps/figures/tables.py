@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tl_sparse.sweeps.cells import CircuitCell, ModelCell, Text
+from tl_sparse.sweeps.cells import CircuitCell, ModelCell
 from tl_sparse.sweeps.figures.finished import Finished, by_recipe, listed, mean, pooled, ratio
 from tl_sparse.sweeps.plans import ABLATIONS, ablated_model, is_dense
 from tl_sparse.sweeps.presets import TARGET, Preset
+from tl_sparse.sweeps.text import Text
 
 STAGES = {
     "nodes": "stage one, nodes (the paper's count)",
