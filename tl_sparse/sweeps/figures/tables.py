@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from tl_sparse.sweeps.cells import CircuitCell, ModelCell
-from tl_sparse.sweeps.figures.finished import Finished, by_recipe, listed, mean, pooled, ratio
+from tl_sparse.sweeps.figures.finished import (
+    Counts,
+    Finished,
+    by_recipe,
+    listed,
+    mean,
+    pooled,
+    ratio,
+)
 from tl_sparse.sweeps.plans import ABLATIONS, ablated_model, is_dense
 from tl_sparse.sweeps.presets import TARGET, Preset
 from tl_sparse.sweeps.text import Text
@@ -89,20 +97,26 @@ def stage_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]
 
 def _side_by_side(done: Finished, target: float, stage: str | None) -> dict[str, Any]:
     """Give the edges of the sparse models and of their matches, on the tasks that both have."""
-    pairs = [
-        (done.edges(m, target=target, stage=stage), done.edges(rival, target=target, stage=stage))
-        for m in done.sparse()
-        if (rival := done.match(m)) is not None
-    ]
-    both = [{t: a[t] for t in a.keys() & b.keys()} for a, b in pairs]
-    others = [{t: b[t] for t in a.keys() & b.keys()} for a, b in pairs]
+    return _both(
+        [
+            (
+                done.edges(m, target=target, stage=stage),
+                done.edges(rival, target=target, stage=stage),
+            )
+            for m in done.sparse()
+            if (rival := done.match(m)) is not None
+        ],
+        names=("sparse edges", "dense edges", "dense / sparse"),
+    )
+
+
+def _both(pairs: Sequence[tuple[Counts, Counts]], *, names: tuple[str, str, str]) -> dict[str, Any]:
+    """Give the edges of either side on the tasks that both of a pair have, and their ratio."""
+    first = [{t: a[t] for t in a.keys() & b.keys()} for a, b in pairs]
+    second = [{t: b[t] for t in a.keys() & b.keys()} for a, b in pairs]
     found = ratio(pairs)
-    return {
-        "sparse edges": listed(pooled(both)),
-        "dense edges": listed(pooled(others)),
-        "dense / sparse": listed(found),
-        "tasks compared": 0 if found is None else found.n,
-    }
+    values = [listed(pooled(first)), listed(pooled(second)), listed(found)]
+    return dict(zip(names, values, strict=True)) | {"tasks compared": found.n if found else 0}
 
 
 def task_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
@@ -167,20 +181,27 @@ def verdict_rows(done: Finished) -> list[dict[str, Any]]:
 
 
 def method_rows(done: Finished) -> list[dict[str, Any]]:
-    """Compare the edges after learned node masks with those after attribution, by arm."""
+    """Compare the edges after learned node masks with those after attribution, by recipe.
+
+    Both are the paper's count, all weights between the nodes that are kept.
+    """
     rows = []
-    for arm, dense in (("sparse", False), ("dense", True)):
-        models = [m for m in done.models.values() if is_dense(m) is dense]
-        pairs = [
-            (done.edges(m, stage="nodes"), done.edges(m, method="attribution")) for m in models
-        ]
-        found = ratio(pairs)
+    for models in by_recipe([*done.sparse(), *_all_dense(done)]).values():
+        first = models[0]
+        learned = [done.edges(m, stage="nodes") for m in models]
+        attributed = [done.edges(m, method="attribution") for m in models]
         rows.append(
             {
-                "arm": arm,
-                "attribution / learned": listed(found),
-                "tasks compared": 0 if found is None else found.n,
+                "arm": "dense" if is_dense(first) else "sparse",
+                "width": first.width,
+                "seeds": len(models),
+                "tasks with a circuit, learned": [len(some) for some in learned],
+                "by attribution": [len(some) for some in attributed],
             }
+            | _both(
+                list(zip(learned, attributed, strict=True)),
+                names=("edges, learned", "edges, attribution", "attribution / learned"),
+            )
         )
     return rows
 
