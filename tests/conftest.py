@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import sae_lens  # noqa: F401  # before the hook that checks types: under it nothing is read from bytecode
 import torch
 
 from tl_sparse import data

@@ -535,7 +535,9 @@ def test_the_command_writes_raw_times_and_a_table(tmp_path):
 
 
 def test_the_command_audits(tmp_path, monkeypatch):
-    few = AuditConfig(n_random=2, n_subsets=2, n_adversarial_steps=2, n_examples=4, max_edges=2)
+    few = AuditConfig(
+        n_random=2, n_subsets=2, n_adversarial_steps=2, n_examples=4, max_edges=2, max_nodes=4
+    )
     monkeypatch.setattr(AuditConfig, "quick", classmethod(lambda cls: few))
     one = {"density 1/64": SPARSE["density 1/64"]}
     monkeypatch.setattr("tl_sparse.bench.circuits.CIRCUIT_DENSITIES", one)

@@ -161,7 +161,9 @@ def test_auditing_from_the_command_line_writes_the_report_of_the_call(
 ):
     place, out = ["--corpus-cache", corpus[1], "--quiet"], tmp_path / "audit.json"
     replace(whole_circuit(model), task=TASK, target_loss=1.0).save(tmp_path / "c.json")
-    few = AuditConfig(n_random=2, n_subsets=2, n_adversarial_steps=2, n_examples=4, max_edges=2)
+    few = AuditConfig(
+        n_random=2, n_subsets=2, n_adversarial_steps=2, n_examples=4, max_edges=2, max_nodes=4
+    )
     monkeypatch.setattr("tl_sparse.config.AuditConfig.quick", lambda: few)
     found = run("audit", folder, tmp_path / "c.json", *place, "--quick", "--seed", 3, "--out", out)
     assert found.code == 0, found.text

@@ -239,7 +239,9 @@ def own(place, quote_corpus, monkeypatch):
              for i in range(60)]  # fmt: skip
     (place / "mine.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     monkeypatch.setattr("tl_sparse.pruning.prune", everything)
-    quick = AuditConfig(n_random=2, n_subsets=2, n_adversarial_steps=2, n_examples=4, max_edges=2)
+    quick = AuditConfig(
+        n_random=2, n_subsets=2, n_adversarial_steps=2, n_examples=4, max_edges=2, max_nodes=4
+    )
     monkeypatch.setattr("tl_sparse.config.AuditConfig.quick", lambda: quick)
     monkeypatch.setattr("tl_sparse.data.python_corpus", lambda **k: quote_corpus)
     return model

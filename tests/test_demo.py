@@ -37,7 +37,13 @@ TINY = DemoSettings(
     max_viewed_edges=0,
     n_reference_tokens=2048,
     audit=AuditConfig(
-        n_random=2, n_subsets=2, n_adversarial_steps=1, n_examples=4, max_edges=2, batch_size=4
+        n_random=2,
+        n_subsets=2,
+        n_adversarial_steps=1,
+        n_examples=4,
+        max_edges=2,
+        max_nodes=4,
+        batch_size=4,
     ),
 )
 

@@ -17,7 +17,9 @@ from tl_sparse.cli import app
 from tl_sparse.config import AuditConfig
 from tl_sparse.sites import model_hash
 
-QUICK = AuditConfig(n_random=2, n_subsets=2, n_adversarial_steps=1, n_examples=4, max_edges=2)
+QUICK = AuditConfig(
+    n_random=2, n_subsets=2, n_adversarial_steps=1, n_examples=4, max_edges=2, max_nodes=4
+)
 
 
 @pytest.fixture(scope="module")
