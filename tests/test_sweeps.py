@@ -401,6 +401,35 @@ def test_circuits_of_a_model_with_other_weights_are_done_anew(text, finished, tm
     assert store.result(cells[1]) is None
 
 
+def test_a_lost_model_that_comes_out_otherwise_overwrites_nothing(text, finished, tmp_path):
+    model, circuit = few_cells(text)[:2]
+    of_old = {"model_hash": "that of another processor"}
+    store = Store(tmp_path)
+    store.text_folder.symlink_to(finished.text_folder)
+    for cell in (model, circuit):
+        store.keep(cell, cell_result(finished, cell) | of_old, seconds=1.0)
+    before = {path: path.read_bytes() for path in (tmp_path / "cells").iterdir()}
+    more = replace(circuit, pruning=replace(QUICK, target_loss=0.8))
+    for _ in range(2):  # trained; then opened, since it is there
+        (why,) = run_cells([model, circuit, more], store, progress=False).failed.values()
+        assert "OtherWeightsError" in why
+        assert "to do the 1 finished cells anew, remove" in why
+        assert {path: path.read_bytes() for path in (tmp_path / "cells").iterdir()} == before
+    store.file(model).unlink()  # as the words say
+    assert run_cells([model, circuit, more], store, progress=False).complete
+    assert cell_result(store, model) == cell_result(finished, model)
+    assert cell_result(store, circuit) == cell_result(finished, circuit)
+
+
+def test_a_lost_model_that_nothing_is_made_from_may_come_out_otherwise(text, finished, tmp_path):
+    model, circuit = few_cells(text)[:2]
+    store = Store(tmp_path)
+    store.text_folder.symlink_to(finished.text_folder)
+    store.keep(model, cell_result(finished, model) | {"model_hash": "another"}, seconds=1.0)
+    assert run_cells([model, circuit], store, progress=False).complete
+    assert cell_result(store, model) == cell_result(finished, model)
+
+
 def test_the_order_is_that_of_the_plan_and_errors_leave_out_only_what_needs_them(
     monkeypatch, tmp_path
 ):

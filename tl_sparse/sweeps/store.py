@@ -73,7 +73,7 @@ class Store:
         return found
 
     def _read(self, cell: Cell) -> dict[str, Any] | None:
-        path = self._file(cell)
+        path = self.file(cell)
         if not path.is_file():
             return None
         try:
@@ -95,7 +95,20 @@ class Store:
         whole = {"format": FORMAT, "cell": cell.spec(), "result": dict(result)}
         taken = {"cell": cell.label, "seconds": round(seconds, 1)}
         write_text(self.folder / "seconds" / f"{cell.key}.json", json.dumps(taken) + "\n")
-        write_text(self._file(cell), json.dumps(whole, indent=1, sort_keys=True) + "\n")
+        write_text(self.file(cell), json.dumps(whole, indent=1, sort_keys=True) + "\n")
+
+    def n_made_from(self, cell: Cell) -> int:
+        """Count the finished cells, of any plan, that are made from the weights of a finished one.
+
+        Those are a model's SAEs, circuits and scores, and a set of SAEs' circuits and scores.
+        """
+        made = self._read(cell) or {}
+        weights = {name: made[name] for name in HASHES if made.get(name)}
+        if not weights:
+            return 0
+        others = (p for p in (self.folder / "cells").glob("*.json") if p != self.file(cell))
+        results = (json.loads(path.read_text(encoding="utf-8"))["result"] for path in others)
+        return sum(weights.items() <= result.items() for result in results)
 
     def seconds(self, cells: Iterable[Cell]) -> float:
         """Add up the seconds that cells took on the machines that they ran on."""
@@ -142,5 +155,6 @@ class Store:
         weights = "untrained" if model is None else model["model_hash"][:16]
         return self.place(cell.model) / "saes" / f"{cell.key}-{weights}"
 
-    def _file(self, cell: Cell) -> Path:
+    def file(self, cell: Cell) -> Path:
+        """Give the file of a finished cell."""
         return self.folder / "cells" / f"{cell.key}.json"

@@ -5,6 +5,7 @@ Everything is kept at the place where it can be found again: checkpoints, refere
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,11 +57,18 @@ CONCEPT_FIELDS = ("concept", "node", "precision", "recall", "f1", "gain", "alway
 """What is kept of each concept's best node."""
 
 
+class OtherWeightsError(RuntimeError):
+    """A model or SAEs came out with other weights than those that finished cells are made from."""
+
+
 def do(cell: Cell, store: Store, *, progress: bool = True) -> dict[str, Any]:
     """Do a cell whose needs are done, and give its result; the store keeps it.
 
     Raises:
         ValueError: If the text on this machine is not the cell's.
+        OtherWeightsError: If the cell is a lost model or set of SAEs that came out with other
+            weights here, and there are finished cells of the old ones; or if it needs such a one.
+            Nothing is overwritten.
         OSError: If the disk is full.
     """
     began = time.perf_counter()
@@ -77,8 +85,22 @@ def do(cell: Cell, store: Store, *, progress: bool = True) -> dict[str, Any]:
     else:
         assert isinstance(cell, CircuitCell)
         result = find_circuit(cell, store, progress=progress)
+    if isinstance(cell, ModelCell | SAECell) and store.n_made_from(cell):
+        _check_weights(cell, result, store)
     store.keep(cell, result, seconds=time.perf_counter() - began)
     return result
+
+
+def _check_weights(cell: ModelCell | SAECell, found: Mapping[str, Any], store: Store) -> None:
+    """Refuse weights that are not those of a finished cell."""
+    kept = store.result(cell) or {}
+    if any(kept[name] != found[name] for name in HASHES if name in kept and name in found):
+        raise OtherWeightsError(
+            f"A model keeps the weights that its finished cells are of. Trained here, by "
+            f"'{cell.label}', it has others: another kind of processor, or other versions. "
+            f"Nothing was overwritten. Go on in a new folder; or, to do the "
+            f"{store.n_made_from(cell)} finished cells anew, remove {store.file(cell)}."
+        )
 
 
 def _made_from(cell: Cell, store: Store) -> dict[str, Any]:
@@ -114,9 +136,26 @@ def train_model(cell: ModelCell, store: Store, *, progress: bool) -> dict[str, A
 
 
 def open_model(cell: ModelCell, store: Store) -> HookedSparseTransformer:
-    """Open a trained model on the cell's device, or on the CPU where there is no GPU."""
+    """Open a trained model on the cell's device, or on the CPU where there is no GPU.
+
+    Raises:
+        OtherWeightsError: If it has other weights than the finished cell says.
+    """
     device = cell.device if torch.cuda.is_available() else "cpu"
-    return HookedSparseTransformer.load(store.model_folder(cell), device=device)
+    model = HookedSparseTransformer.load(store.model_folder(cell), device=device)
+    _check_weights(cell, {"model_hash": model_hash(model)}, store)
+    return model
+
+
+def open_saes(cell: SAECell, model: HookedSparseTransformer, store: Store) -> dict[Site, Any]:
+    """Open a cell's SAEs.
+
+    Raises:
+        OtherWeightsError: If they have other weights than the finished cell says.
+    """
+    saes = load_saes(store.saes_folder(cell))
+    _check_weights(cell, {"saes_hash": model_hash(splice(model, saes))}, store)
+    return saes
 
 
 def block_nonzeros(model: HookedTransformer) -> int:
@@ -172,7 +211,7 @@ def find_concepts(cell: ConceptCell, store: Store, *, progress: bool) -> dict[st
     coders = None
     if cell.saes is not None:
         hooks = {info.site: info.hook_name for info in site_map(model).sites}
-        saes = load_saes(store.saes_folder(cell.saes))
+        saes = open_saes(cell.saes, model, store)
         coders = {hooks[site]: sae for site, sae in saes.items()}
     corpus = cell.model.text.open(store.text_folder, progress=progress)
     config = ConceptConfig(n_tokens=cell.n_tokens)
@@ -267,7 +306,7 @@ def _circuit(
 def _model_of(cell: CircuitCell, store: Store) -> HookedSparseTransformer:
     """Open a cell's model, and splice in its SAEs if it has any."""
     model = open_model(cell.model, store)
-    return model if cell.saes is None else splice(model, load_saes(store.saes_folder(cell.saes)))
+    return model if cell.saes is None else splice(model, open_saes(cell.saes, model, store))
 
 
 def count_kinds(circuit: Circuit, model: HookedSparseTransformer) -> dict[str, int]:
