@@ -1,11 +1,12 @@
-"""Make replication.md and concepts.md in docs/results from the cells in results/replication/cells.
+"""Make replication.md, concepts.md and ablations.md in docs/results from finished cells of sweeps.
 
-    tl-sparse sweep figure2,figure3,activation,optimizer,methods --folder results/replication
-    tl-sparse sweep concepts,capability --folder results/replication
+    tl-sparse sweep figure2,figure3,activation,concepts,capability --folder results/replication
+    tl-sparse sweep optimizer,methods --folder results/ablations
     python experiments/replication.py
 
-The first two do what is not done yet and take hours; the last takes a moment and writes
-whatever is done. The paper's numbers beside ours are read off its figures (Gao et al. 2025).
+The first two do what is not done yet and take hours; the last takes a moment and writes whatever is
+done. The two folders are of two kinds of processor. The paper's numbers beside ours are read off
+its figures (Gao et al. 2025).
 """
 
 import argparse
@@ -21,10 +22,11 @@ from tl_sparse.sweeps.figures import rows_in_markdown
 ROOT = Path(__file__).resolve().parents[1]
 PAGES_FOLDER = ROOT / "docs" / "results"
 PAGES = {
-    "replication.md": ("figure2", "figure3", "activation", "optimizer", "methods"),
-    "concepts.md": ("concepts", "capability"),
+    "replication.md": ("replication", ("figure2", "figure3", "activation")),
+    "concepts.md": ("replication", ("concepts", "capability")),
+    "ablations.md": ("ablations", ("optimizer", "methods")),
 }
-CELLS = ROOT / "results" / "replication"
+"""The folder of cells in results, and the figures, of each page."""
 MARKS = ("<!-- made by experiments/replication.py -->", "<!-- end -->")
 
 PAPER_FIGURE_2 = [
@@ -83,18 +85,19 @@ PAPER = {
 def main() -> None:
     """Read the cells and write each page between its marks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=CELLS)
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "results", help="where the sweeps are"
+    )
     parser.add_argument("--pages", type=Path, default=PAGES_FOLDER, help="where the pages are")
     parser.add_argument("--preset", default="laptop", choices=PRESETS)
     parser.add_argument("--seeds", default="0,1,2")
     args = parser.parse_args()
     preset = replace(PRESETS[args.preset], seeds=tuple(map(int, args.seeds.split(","))))
-    store = Store(args.folder)
-    text = text_of(store)
-    for name, figures in PAGES.items():
+    for name, (folder, figures) in PAGES.items():
         page = args.pages / name
         if page.is_file():
-            parts = parts_of(figures, preset, text, store)
+            store = Store(args.folder / folder)
+            parts = parts_of(figures, preset, text_of(store), store)
             write_between(page, "\n".join(parts))
             print(f"{page}: {len(parts)} parts.")
 

@@ -175,12 +175,12 @@ def test_the_models_of_a_plan_have_the_nonzeros_and_widths_that_it_names(text, t
             assert round(n) in PRESETS["laptop"].nonzeros
 
 
-CELLS = Path(__file__).resolve().parents[1] / "results" / "replication" / "cells"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def test_the_finished_cells_that_are_committed_keep_their_names():
     """Results of days of computing: a new field must stay out of the specs of older cells."""
-    kept = {p.stem: json.loads(p.read_text())["cell"] for p in CELLS.glob("*.json")}
+    kept = {p.stem: json.loads(p.read_text())["cell"] for p in RESULTS.glob("*/cells/*.json")}
     assert {"13e99ad68275d097", "1a8d64f57d9a4d35", "332216b960c75cd9"} <= set(kept)
     text = Text(**kept["13e99ad68275d097"]["text"])
     planned = {c.key for c in FIGURES["figure2"](PRESETS["laptop"], text)}
@@ -413,7 +413,8 @@ def test_a_lost_model_that_comes_out_otherwise_overwrites_nothing(text, finished
     for _ in range(2):  # trained; then opened, since it is there
         (why,) = run_cells([model, circuit, more], store, progress=False).failed.values()
         assert "OtherWeightsError" in why
-        assert "to do the 1 finished cells anew, remove" in why
+        assert f"remove {store.file(model)}, and what is made from it is done anew (finish" in why
+        assert "(finished cells: 1)" in why
         assert {path: path.read_bytes() for path in (tmp_path / "cells").iterdir()} == before
     store.file(model).unlink()  # as the words say
     assert run_cells([model, circuit, more], store, progress=False).complete
@@ -882,7 +883,7 @@ def test_the_command_refuses_what_cant_work(arguments, message, tmp_path):
 
 def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
     preset = replace(TWO_SEEDS, targets=TINY.targets)
-    store, page = written(tmp_path / "store", preset), tmp_path / "replication.md"
+    store, page = written(tmp_path / "replication", preset), tmp_path / "replication.md"
     page.write_text(
         "# Words\n\n<!-- made by experiments/replication.py -->\nstale\n"
         "<!-- end -->\n\nMore words.\n"
@@ -892,7 +893,7 @@ def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
         sys.executable,
         str(example),
         "--folder",
-        str(store.folder),
+        str(store.folder.parent),
         "--pages",
         str(tmp_path),
     ]

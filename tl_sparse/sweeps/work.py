@@ -96,10 +96,10 @@ def _check_weights(cell: ModelCell | SAECell, found: Mapping[str, Any], store: S
     kept = store.result(cell) or {}
     if any(kept[name] != found[name] for name in HASHES if name in kept and name in found):
         raise OtherWeightsError(
-            f"A model keeps the weights that its finished cells are of. Trained here, by "
-            f"'{cell.label}', it has others: another kind of processor, or other versions. "
-            f"Nothing was overwritten. Go on in a new folder; or, to do the "
-            f"{store.n_made_from(cell)} finished cells anew, remove {store.file(cell)}."
+            "A finished cell keeps its weights while other cells are made from them, and "
+            f"'{cell.label}' gave others here: another kind of processor, or other versions. "
+            f"Nothing was overwritten. Go on in a new folder; or remove {store.file(cell)}, and "
+            f"what is made from it is done anew (finished cells: {store.n_made_from(cell)})."
         )
 
 
