@@ -96,8 +96,11 @@ def sweep(
     by_key = {c.key: c for name in wanted for c in known[name](chosen, text)}
     cells = list(by_key.values())
     if estimate:
-        todo = len(store.pending(cells))
-        say(f"{len(cells)} cells, {todo} of them to do.")
+        todo = store.pending(cells)
+        again = sum(store.result(cell) is not None for cell in todo)
+        say(f"{len(cells)} cells, {len(todo)} of them to do.")
+        if again:
+            say(f"Finished, but trained again since their weights are not in {folder}: {again}.")
         say(f"The whole preset is estimated at {chosen.hours:g} hours on its machine.")
         return
     outcome = run_cells(
@@ -117,8 +120,9 @@ def sweep(
 
 def finish(outcome: "Outcome", next_step: str, *, as_json: bool) -> None:
     """Say what failed and what is left, and end with the exit code for it."""
-    for label, why in outcome.failed.items():
-        note(f"Failed: {label}: {why}")
+    for why in dict.fromkeys(outcome.failed.values()):
+        label, *others = (label for label, reason in outcome.failed.items() if reason == why)
+        note(f"Failed: {label}{f' and {len(others)} more' if others else ''}: {why}")
     if outcome.n_left:
         note(f"{outcome.n_left} cells are left; the same command goes on.")
     then(next_step, unless=as_json or not outcome.complete)
