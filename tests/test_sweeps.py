@@ -138,7 +138,7 @@ def test_the_key_hangs_on_every_setting():
         replace(model, text=replace(NOWHERE, hash="1" * 64)),
         replace(model, training=replace(model.training, eps=0.2)),
         replace(model, sparsity=replace(model.sparsity, min_alive=1)),
-        circuit, replace(circuit, task="var_if"), replace(circuit, audit=AuditConfig.quick()),
+        circuit, replace(circuit, task="lambda_func"), replace(circuit, audit=AuditConfig.quick()),
         replace(circuit, pruning=PruningConfig(target_loss=0.2)),
         replace(circuit, model=replace(model, width=64)),
     ]  # fmt: skip
@@ -273,9 +273,9 @@ def spliced(text, finished, tmp_path_factory):
     quick = AuditConfig(**few, max_edges=2, max_nodes=2)
     # A model of twenty steps can't do a task; a circuit may be as bad as it, and hardly worse.
     whole = HookedSparseTransformer.load(store.model_folder(model))
-    loss, _ = evaluate(whole, get("with_as", tokenizer=whole.tokenizer), "validation")
+    loss, _ = evaluate(whole, get("lambda_func", tokenizer=whole.tokenizer), "validation")
     pruning = replace(QUICK, target_loss=loss + 0.001, edges=False)
-    latents = replace(circuit, task="with_as", saes=saes, pruning=pruning, audit=quick)
+    latents = replace(circuit, task="lambda_func", saes=saes, pruning=pruning, audit=quick)
     cells = [saes, latents]
     outcome = run_cells(cells, store, progress=False)
     assert (outcome.n_done, outcome.failed) == (2, {})
