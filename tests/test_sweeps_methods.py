@@ -48,7 +48,11 @@ def test_methods_are_compared_at_the_papers_count_where_both_have_a_circuit(tmp_
     assert dense["tasks compared"] == 3
     assert dense["attribution / learned"][0] == 4.0
     assert dense["edges, learned"][0] == pytest.approx(100 * (10 * 40 * 90) ** (1 / 3), rel=1e-3)
-    assert "| sparse | 128 | 2 | 3, 3 | 2, 2 |" in summary.markdown()
+    page = summary.markdown()
+    assert "| sparse | 128 | 2 | 3, 3 | 2, 2 |" in page
+    assert "| sparse | with_as | 40, 40 | 320, 320 | 8.0 |" in page
+    assert "| sparse | class_init | 90, 90 | -, - | - |" in page
+    assert "| dense | class_init | 9000, 9000 | 36000, 36000 | 4.0 |" in page
 
 
 def test_a_change_of_the_optimiser_is_set_against_the_same_seeds_as_it_is(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tl_sparse.sweeps.figures.superposition import (
 )
 from tl_sparse.sweeps.figures.tables import (
     method_rows,
+    method_task_rows,
     model_rows,
     optimizer_rows,
     stage_rows,
@@ -53,6 +54,7 @@ TABLES = {
     "audit": "Claims of the audit that hold",
     "optimizer": "Validation loss, nats a token",
     "methods": "Edges between the nodes that attribution keeps, as a multiple of learned masks'",
+    "method tasks": "The same by task, each seed's edges",
     "bits": "Bits per byte of the validation text, means over seeds",
     "cost": "What fewer nonzero weights cost the sparse model at equal width",
     "concepts": "Nodes, those that track a concept at a gain of 0.5, and each concept's best node",
@@ -117,7 +119,7 @@ def optimizer(preset: Preset, text: Text, done: Finished) -> Contents:
 
 def methods(preset: Preset, text: Text, done: Finished) -> Contents:
     """Edges by learned masks and by attribution."""
-    return Contents({"methods": method_rows(done)})
+    return Contents({"methods": method_rows(done), "method tasks": method_task_rows(done)})
 
 
 def capability(preset: Preset, text: Text, done: Finished) -> Contents:

@@ -206,6 +206,29 @@ def method_rows(done: Finished) -> list[dict[str, Any]]:
     return rows
 
 
+def method_task_rows(done: Finished) -> list[dict[str, Any]]:
+    """Give a row for each task on each size of model: each seed's edges by either method."""
+    rows = []
+    for models in by_recipe([*done.sparse(), *_all_dense(done)]).values():
+        sides = [
+            (done.edges(m, stage="nodes"), done.edges(m, method="attribution")) for m in models
+        ]
+        tasks = dict.fromkeys(cell.task for m in models for cell in done.tried(m))
+        for task in tasks:
+            both = [({task: a[task]}, {task: b[task]}) for a, b in sides if task in a.keys() & b]
+            found = ratio(both)
+            rows.append(
+                {
+                    "arm": "dense" if is_dense(models[0]) else "sparse",
+                    "task": task,
+                    "learned": [a.get(task) for a, _ in sides],
+                    "attribution": [b.get(task) for _, b in sides],
+                    "attribution / learned": found and float(f"{found.value:.3g}"),
+                }
+            )
+    return [row for row in rows if any(row["learned"]) or any(row["attribution"])]
+
+
 def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]]:
     """Give a row for each change of the optimiser: mean loss, and the difference it makes."""
     rows, base = [], {}
