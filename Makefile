@@ -14,6 +14,8 @@ export GOMP_SPINCOUNT := 1000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 export MALLOC_MMAP_THRESHOLD_ := 4000000000
 export MALLOC_TOP_PAD_ := 200000000
+# Compile our modules once, not in each process that a test starts, also where bytecode is not kept.
+export PYTHONDONTWRITEBYTECODE :=
 # Nothing below needs a network once .venv is there.
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1

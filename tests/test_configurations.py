@@ -289,7 +289,7 @@ def check_copies(model: HookedSparseTransformer, tokens: Tensor) -> None:
             assert torch.equal(other.weight_masks[name], mask), name
 
 
-@random_test(600)
+@random_test(400)
 @given(drawn=models(), as_object=st.booleans(), adam=st.booleans(), copied=st.integers(0, 29))
 def test_valid_configurations_build_run_learn_and_keep_exact_densities(
     drawn: tuple[dict[str, Any], dict[str, Any], Any], as_object: bool, adam: bool, copied: int
@@ -473,7 +473,7 @@ def assert_refused(names: set[Any], make: Any, *args: Any, **kwargs: Any) -> Non
     assert "\n" not in said
 
 
-@random_test(600)
+@random_test(400)
 @given(base=models(), found=st.lists(defects(), min_size=1, max_size=3), as_object=st.booleans())
 def test_invalid_configurations_are_refused_with_a_reason(
     base: tuple[dict[str, Any], dict[str, Any], Any],

@@ -258,6 +258,9 @@ def _for_rows(x: Rows, work: Callable[[slice, Rows], object]) -> None:
     """Call `work` with chunks of rows, and room for as many; a row that is longer goes alone."""
     n_rows, width = x.shape
     step = min(n_rows, max(1, CHUNK // width))
+    if step == n_rows:
+        work(slice(0, n_rows), np.empty(x.shape, dtype=x.dtype))
+        return
     for_chunks(n_rows, step, partial(_begin, work, step, width, x.dtype))
 
 

@@ -142,10 +142,15 @@ def in_use(hook_point: nn.Module) -> bool:
     return type(hook_point) is not HookPoint or hooked(hook_point)
 
 
-def hooked(module: nn.Module) -> bool:
-    """Tell whether any hook of torch's stands on a module."""
-    forward = module._forward_hooks or module._forward_pre_hooks
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+def hooked(*modules: nn.Module) -> bool:
+    """Tell whether any hook of torch's stands on one of some modules."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    )
 
 
 class SparseMLP(MLP):

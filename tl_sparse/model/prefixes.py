@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
+from transformer_lens.hook_points import HookPoint
 
 from tl_sparse.layers import fused_attention
-from tl_sparse.model.blocks import beside, hooked, in_use
+from tl_sparse.model.blocks import beside, hooked
 from tl_sparse.model.transformer import HookedSparseTransformer
 
 
@@ -95,9 +96,9 @@ def runs_on_prefixes(model: HookedTransformer) -> bool:
     attentions: list[Any] = [block.attn for block in model.blocks]
     if any(attention.obstacle() for attention in attentions):
         return False
-    if any(in_use(hook_point) for hook_point in model.hook_dict.values()):
-        return False
-    return not any(hooked(module) for module in model.modules())
+    if any(type(hook_point) is not HookPoint for hook_point in model.hook_dict.values()):
+        return False  # an SAE stands there
+    return not hooked(*model.modules())
 
 
 def last_logits(model: HookedTransformer, tree: PrefixTree) -> Float[Tensor, "prompt d_vocab"]:
