@@ -28,17 +28,39 @@ ACCELERATE = [
 ]  # fmt: skip
 
 
-def run(folder: Path, example: str, *args: str | Path, launcher: list[str] | None = None) -> str:
-    """Run an example in a new process, with caches of its own, and give what it prints."""
-    script = [*(launcher or []), str(EXAMPLES / example), "--tiny", *map(str, args)]
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run an example with a cache of its own in an empty folder, and give what it prints."""
+    monkeypatch.setenv("TL_SPARSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run_example(example: str, *args: str | Path) -> str:
+        script = [
+            str(EXAMPLES / example),
+            "--tiny",
+            *map(str, args),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+        monkeypatch.setattr(sys, "argv", script)
+        capsys.readouterr()
+        runpy.run_path(script[0], run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_example
+
+
+def launch(folder: Path, example: str) -> str:
+    """Run an example in two processes, with a cache of its own, and give what it prints."""
+    script = [*ACCELERATE, str(EXAMPLES / example), "--tiny", "--out", str(folder / "out")]
     environment = {
         "TL_SPARSE_CACHE": str(folder / "cache"), "HF_HOME": str(folder / "hf"), "PATH": "",
         "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, *script, "--out", str(folder / "out")], capture_output=True, text=True,
-        env=environment, timeout=120, cwd=folder,
+        [sys.executable, *script], capture_output=True, text=True, env=environment, timeout=120,
+        cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -51,12 +73,12 @@ def numbers(pattern: str, said: str) -> list[float]:
     return [float(number.replace(",", "")) for number in found.groups()]
 
 
-def test_text_of_ones_own_becomes_a_model_that_predicts_it_as_well_as_is_said(tmp_path):
+def test_text_of_ones_own_becomes_a_model_that_predicts_it_as_well_as_is_said(run, tmp_path):
     text = tmp_path / "notes"
     text.mkdir()
     for i, program in enumerate(data.generate_programs(600, seed=11)):
         (text / f"{i}.md").write_text(program)
-    said = run(tmp_path, "own_text.py", text, "--pattern", "*.md")
+    said = run("own_text.py", text, "--pattern", "*.md")
     (bits,) = numbers(r"the model +(\d\.\d+)", said)
     model = HookedSparseTransformer.load(tmp_path / "out/checkpoint/model")
     for name in ("blocks.0.mlp.W_in", "blocks.1.attn.W_O"):
@@ -72,11 +94,11 @@ def test_text_of_ones_own_becomes_a_model_that_predicts_it_as_well_as_is_said(tm
     assert losses[-1] < losses[0]
 
 
-def test_a_dataset_and_a_tokenizer_of_ones_own_end_up_in_the_model(tmp_path):
+def test_a_dataset_and_a_tokenizer_of_ones_own_end_up_in_the_model(run, tmp_path):
     rows = [{"n": i, "body": text} for i, text in enumerate(data.generate_programs(300, seed=5))]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = run(tmp_path, "own_dataset.py", path, "--column", "body")
+    said = run("own_dataset.py", path, "--column", "body")
     assert "['12', ' files'" not in said
     assert "'1', '2', " in said
     model = HookedSparseTransformer.load(tmp_path / "out/checkpoint/model")
@@ -87,8 +109,8 @@ def test_a_dataset_and_a_tokenizer_of_ones_own_end_up_in_the_model(tmp_path):
     assert 0.5 < bits < 4
 
 
-def test_a_file_of_pairs_becomes_an_audited_circuit_and_a_page(tmp_path):
-    said = run(tmp_path, "own_task.py")
+def test_a_file_of_pairs_becomes_an_audited_circuit_and_a_page(run, tmp_path):
+    said = run("own_task.py")
     (accuracy,) = numbers(r"Accuracy on the test pairs (\d+)%", said)
     assert accuracy >= 90
     circuit = Circuit.load(tmp_path / "out/circuit.json")
@@ -98,8 +120,8 @@ def test_a_file_of_pairs_becomes_an_audited_circuit_and_a_page(tmp_path):
     assert "<title>" in (tmp_path / "out/circuit.html").read_text()
 
 
-def test_with_frozen_masks_the_loss_falls_and_no_weight_changes_place(tmp_path):
-    said = run(tmp_path, "frozen_masks.py")
+def test_with_frozen_masks_the_loss_falls_and_no_weight_changes_place(run, tmp_path):
+    said = run("frozen_masks.py")
     before, after = numbers(r"new text: (\d\.\d+) before, (\d\.\d+) after", said)
     assert after < before - 0.05
     assert "; 0 that were zero are not any more" in said
@@ -112,7 +134,7 @@ def test_with_frozen_masks_the_loss_falls_and_no_weight_changes_place(tmp_path):
 
 
 def test_two_processes_of_accelerate_train_the_model_of_one(tmp_path, monkeypatch):
-    said = run(tmp_path, "multi_gpu.py", launcher=ACCELERATE)
+    said = launch(tmp_path, "multi_gpu.py")
     assert said.count("2 processes on CPUs") == 1
     monkeypatch.setenv("TL_SPARSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", ["multi_gpu.py", "--tiny", "--out", str(tmp_path / "one")])
@@ -128,4 +150,4 @@ def test_every_example_is_on_the_page_with_its_time_and_runs_here():
     page, tests = (ROOT / "docs/examples.md").read_text(), Path(__file__).read_text()
     for script in scripts:
         assert re.search(rf"^\| `{script}` \| .* \| \d+ s \| \d+ s \|$", page, re.MULTILINE), script
-        assert f'run(tmp_path, "{script}"' in tests, script
+        assert f'"{script}"' in tests, script

@@ -3,8 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,17 +14,45 @@ from tl_sparse.auditing import AuditReport, Finding
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
-def test_saes_of_four_architectures_are_scored_on_both_arms(tmp_path):
+def imported(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a script's main, as from the command line."""
+
+    def run_script(name: str, *args: str) -> None:
+        monkeypatch.syspath_prepend(EXPERIMENTS)  # some of them import others
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
+        imported(name).main()
+
+    return run_script
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.py")))
+def test_every_script_says_what_it_makes(name, run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(name, "--help")
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    about = imported(name).__doc__
+    assert about is not None
+    assert " ".join(about.splitlines()[0].split()) in said
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # SAELens' own
+def test_saes_of_four_architectures_are_scored_on_both_arms(run, tmp_path):
     page = tmp_path / "saes.md"
     marks = "<!-- table: made by experiments/saes_on_both_arms.py -->", "<!-- end of table -->"
     page.write_text(f"# SAEs\n\n{marks[0]}\nold\n{marks[1]}\n\nWords.\n")
-    command = [sys.executable, str(EXPERIMENTS / "saes_on_both_arms.py"), "--tiny", "--seeds", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [*command, "--folder", str(tmp_path / "run"), "--out", str(tmp_path / "saes.json")],
-        capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    places = ["--folder", str(tmp_path / "run"), "--out", str(tmp_path / "saes.json")]
+    run("saes_on_both_arms", "--tiny", "--seeds", "0", *places)
     rows = json.loads((tmp_path / "saes.json").read_text())["rows"]
     arms = dict.fromkeys(row["arm"] for row in rows)
     assert len(arms) == 2
@@ -42,16 +68,11 @@ def test_saes_of_four_architectures_are_scored_on_both_arms(tmp_path):
     assert written.endswith("<!-- end of table -->\n\nWords.\n")
 
 
-def test_saes_are_swept_spliced_and_pruned_like_channels(tmp_path):
-    command = [sys.executable, str(EXPERIMENTS / "sae_arm.py"), "--tiny", "--no-audit"]
+def test_saes_are_swept_spliced_and_pruned_like_channels(run, tmp_path):
     sweep = ["--architectures", "topk", "--expansions", "2", "--l0s", "4", "8", "--l0", "8"]
     places = ["--demo", str(tmp_path / "demo"), "--folder", str(tmp_path / "saes")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [*command, *sweep, *places, "--out", str(tmp_path / "out.json")],
-        capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    out = str(tmp_path / "out.json")
+    run("sae_arm", "--tiny", "--no-audit", *sweep, *places, "--out", out)
     found = json.loads((tmp_path / "out.json").read_text())
     assert len(found["sweep"]) == 2
     assert [row["arm"] for row in found["circuits"]] == ["channels", "latents"]
@@ -59,23 +80,6 @@ def test_saes_are_swept_spliced_and_pruned_like_channels(tmp_path):
     whole = channels["losses"]["model_test"]
     assert abs(latents["losses"]["model_test"] - whole) < 1e-4
     assert "| all at once | " in (tmp_path / "out.md").read_text()
-
-
-@pytest.mark.parametrize("name", ["quote_results.py", "task_results.py", "audit_results.py"])
-def test_the_results_scripts_name_their_stages(name):
-    command = [sys.executable, str(EXPERIMENTS / name), "--help"]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0
-    assert "--stages" in run.stdout
-
-
-def imported(name: str):
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def test_the_page_on_audits_is_written_from_the_folder(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -34,6 +35,7 @@ class Letters:
         return "".join(chr(97 + t) for t in tokens)
 
 
+@cache
 def letters_task() -> PairTask:
     """The first letter, y or z, says whether the answer is b or c; the middle is noise."""
     generator = torch.Generator().manual_seed(0)
