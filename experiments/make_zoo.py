@@ -18,7 +18,7 @@ from tl_sparse.auditing import AuditReport
 from tl_sparse.checkpoints import versions
 from tl_sparse.pruning import evaluate
 from tl_sparse.sites import model_hash
-from tl_sparse.sweeps import FIGURES, PRESETS, CircuitCell, Store
+from tl_sparse.sweeps import FIGURES, PRESETS, CircuitCell, ModelCell, Store
 from tl_sparse.sweeps.figures.finished import Finished
 from tl_sparse.tasks import PAPER_TASKS, get
 
@@ -40,7 +40,17 @@ def main() -> None:
     (sparse,) = done.sparse()
     control = done.match(sparse)
     assert control is not None, "No dense model is done; run the sweep first."
-    corpus = text.open(store.text_folder)
+    command = (
+        f"tl-sparse sweep figure2 --preset {args.preset} --seeds {args.seed}; "
+        f"python experiments/make_zoo.py --seed {args.seed}"
+    )
+    write_pair(done, store, sparse, control, args.out / args.name, command=command)
+
+
+def write_pair(
+    done: Finished, store: Store, sparse: ModelCell, control: ModelCell, out: Path, *, command: str
+) -> None:
+    """Write two trained models, and what was found in them, as a pair's folder."""
     models, circuits, audits, losses = {}, {}, {}, {}
     for arm, cell in (("sparse", sparse), ("control", control)):
         model = models[arm] = HookedSparseTransformer.load(store.model_folder(cell))
@@ -48,16 +58,14 @@ def main() -> None:
         assert {c.model_hash for c in circuits[arm].values()} == {model_hash(model)}
         losses[arm] = {"validation_loss": done.loss(cell), "width": cell.width, "key": cell.key}
     card = {
-        "command": f"tl-sparse sweep figure2 --preset {args.preset} --seeds {args.seed}; "
-        f"python experiments/make_zoo.py --seed {args.seed}",
-        "commit": commit(), "corpus": corpus.hash, "models": losses,
+        "command": command, "commit": commit(), "corpus": sparse.text.hash, "models": losses,
         "tasks": {arm: accuracies(model) for arm, model in models.items()},
         "versions": versions(),
     }  # fmt: skip
-    pair = zoo.Pair(args.name, models["sparse"], models["control"], circuits, audits, card)
-    zoo.write(pair, args.out / args.name)
-    size = sum(path.stat().st_size for path in (args.out / args.name).rglob("*"))
-    print(f"{args.out / args.name}: {size / 1e6:.1f} MB")
+    pair = zoo.Pair(out.name, models["sparse"], models["control"], circuits, audits, card)
+    zoo.write(pair, out)
+    size = sum(path.stat().st_size for path in out.rglob("*"))
+    print(f"{out}: {size / 1e6:.1f} MB")
 
 
 def found(

@@ -160,12 +160,13 @@ def test_the_page_on_circuits_is_written_from_the_rows(tmp_path, monkeypatch):
     assert json.loads(page.with_suffix(".json").read_text())["rows"][1]["clean-up"] == 25
 
 
-def test_the_page_of_the_larger_pair_says_what_its_cells_say(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["larger_pair", "wider"])
+def test_the_pages_of_what_a_gpu_trained_say_what_their_cells_say(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    script = importlib.import_module("larger_pair")
-    page = tmp_path / "larger.md"
+    script = importlib.import_module(name)
+    page = tmp_path / "page.md"
     page.write_bytes(script.PAGE.read_bytes())
-    monkeypatch.setattr(sys, "argv", ["larger_pair.py", "--page", str(page)])
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--page", str(page)])
     script.main()
     assert page.read_text("utf-8") == script.PAGE.read_text("utf-8")
 

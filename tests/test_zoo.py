@@ -1,13 +1,14 @@
 """Pairs that come with the package: what is written is what is loaded, and it is small."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_model
 from typer.testing import CliRunner
 
-from tl_sparse import SparsityConfig, zoo
+from tl_sparse import SparsityConfig, only_circuit, zoo
 from tl_sparse.auditing import audit
 from tl_sparse.bench.circuits import CIRCUIT_DENSITIES, letters_task, made_up_circuit
 from tl_sparse.bench.sizes import SIZES
@@ -15,7 +16,11 @@ from tl_sparse.bench.training import our_model
 from tl_sparse.checkpoints import read_tensors
 from tl_sparse.cli import app
 from tl_sparse.config import AuditConfig
+from tl_sparse.pruning import evaluate
 from tl_sparse.sites import model_hash
+from tl_sparse.tasks import get
+
+ROOT = Path(__file__).resolve().parents[1]
 
 QUICK = AuditConfig(
     n_random=2, n_subsets=2, n_adversarial_steps=1, n_examples=4, max_edges=2, max_nodes=4
@@ -86,6 +91,21 @@ def test_a_shipped_pair_is_small_and_its_circuits_are_of_its_models(name):
         assert {circuit.model_hash for circuit in pair.circuits[arm].values()} == {found}
         assert pair.audits[arm].keys() <= pair.circuits[arm].keys()
     json.dumps(pair.card)
+
+
+def test_the_wide_pair_of_the_results_does_the_quote_by_five_weights():
+    pair = zoo.load_folder(ROOT / "results" / "wider" / "pair")
+    for arm in zoo.ARMS:
+        found = model_hash(getattr(pair, arm))
+        assert {circuit.model_hash for circuit in pair.circuits[arm].values()} == {found}
+    circuit = pair.circuits["sparse"]["single_double_quote"]
+    assert circuit.n_edges == 5
+    task = get("single_double_quote", tokenizer=pair.sparse.tokenizer)
+    with only_circuit(pair.sparse, circuit):
+        loss, accuracy = evaluate(pair.sparse, task, "test")
+    assert loss == pytest.approx(circuit.losses["test"], abs=1e-5)
+    assert loss < 0.15
+    assert accuracy > 0.99
 
 
 def info(folder: str) -> dict:
