@@ -42,7 +42,7 @@ CONTROL = 80
 """The dense width whose loss is nearest at each of the seeds; the other one is not pruned."""
 
 OTHER_RECIPE = {"anneal": "none", "warmup_fraction": 0.05}
-"""What was better than the recipe in runs of a quarter of the length (docs/results/ablations.md)"""
+"""Better than the recipe in runs of a quarter of the length (docs/results/ablations.md)."""
 PAGE = ROOT / "docs" / "results" / "wider.md"
 COMMAND = "python experiments/wider.py --run --pair"
 
@@ -59,7 +59,7 @@ def main() -> None:
     begun = any((store.folder / "cells").glob("*.json"))
     text = PRESET.text(store.text_folder) if args.run and not begun else text_of(store)
     main_models = [model for seed in PRESET.seeds for model in pair(text, seed)]
-    narrower = [sparse_model(PRESET, text, seed=seed, width=256) for seed in (1, 2)]
+    narrower = [sparse_model(PRESET, text, seed=s, width=PRESET.widths[0]) for s in (1, 2)]
     pruned = [model for model in main_models if model.width in (PRESET.widths[1], CONTROL)]
     cells = [*main_models, *(cell for model in pruned for cell in circuits(model))]
     others = [*narrower, *other_recipe(text)]
@@ -87,8 +87,7 @@ def circuits(model: ModelCell) -> Iterator[CircuitCell]:
 
 def other_recipe(text: Text) -> list[ModelCell]:
     """Give models without annealing, with a longer warm-up."""
-    sizes = ((512, 0), (512, 1))
-    return [sparse_model(PRESET, text, seed=s, width=w, **OTHER_RECIPE) for w, s in sizes]
+    return [sparse_model(PRESET, text, seed=seed, **OTHER_RECIPE) for seed in (0, 1)]
 
 
 def recipes(models: Sequence[ModelCell], store: Store) -> list[dict[str, object]]:

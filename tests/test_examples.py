@@ -150,4 +150,4 @@ def test_every_example_is_on_the_page_with_its_time_and_runs_here():
     page, tests = (ROOT / "docs/examples.md").read_text(), Path(__file__).read_text()
     for script in scripts:
         assert re.search(rf"^\| `{script}` \| .* \| \d+ s \| \d+ s \|$", page, re.MULTILINE), script
-        assert f'"{script}"' in tests, script
+        assert re.search(rf'(run\(|launch\(tmp_path, )"{script}"', tests), script

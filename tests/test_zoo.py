@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,27 @@ def test_the_wide_pair_of_the_results_does_the_quote_by_five_weights():
     assert loss == pytest.approx(circuit.losses["test"], abs=1e-5)
     assert loss < 0.15
     assert accuracy > 0.99
+
+
+def test_the_head_of_that_circuit_looks_at_the_token_that_opened_the_string():
+    pair = zoo.load_folder(ROOT / "results" / "wider" / "pair")
+    model, circuit = pair.sparse, pair.circuits["sparse"]["single_double_quote"]
+    tokenizer: Any = model.tokenizer
+    batch = get("single_double_quote", tokenizer=model.tokenizer).batch("test")
+    quotes = [tokenizer.encode(text, add_special_tokens=False)[0] for text in ('("', "('")]
+    is_quote = torch.isin(batch.tokens, torch.tensor(quotes))
+    name, rows = "blocks.1.attn.hook_pattern", torch.arange(len(batch.last))
+
+    @torch.no_grad()
+    def looked_at() -> float:
+        _, cache = model.run_with_cache(batch.tokens, names_filter=name)
+        pattern = cache[name][rows, 26, batch.last, : batch.tokens.shape[1]]
+        assert is_quote[rows, pattern.argmax(-1)].all()
+        return float((pattern * is_quote).sum(-1).mean())
+
+    assert looked_at() == pytest.approx(0.94, abs=0.005)
+    with only_circuit(model, circuit):
+        assert looked_at() == pytest.approx(0.57, abs=0.005)
 
 
 def info(folder: str) -> dict:
