@@ -101,6 +101,8 @@ def test_an_order_that_does_not_fit_is_refused():
         NGramModel.count(np.zeros(10, dtype=np.int64), 2, order=0)
     with pytest.raises(ValueError, match="needs 3 tokens, one n-gram, got 2"):
         NGramModel.count(np.array([1, 2]), 5, order=3)
+    with pytest.raises(ValueError, match="below d_vocab, 2; these are from 0 to 7"):
+        NGramModel.count(np.array([0, 5, 1, 7, 3]), 2, order=2)
 
 
 def uniform(d_vocab):
@@ -195,5 +197,15 @@ def test_the_table_has_sizes_compute_and_bits_of_every_model(corpus):
 def test_a_function_without_a_window_and_a_foreign_tokenizer_are_refused(corpus):
     with pytest.raises(ValueError, match="set n_ctx, got None"):
         capability.bits_per_byte(uniform(5), corpus)
+    for wrong, message in (
+        ({"n_ctx": 2.5}, "set n_ctx, got 2.5"),
+        ({"n_ctx": 8, "n_windows": 0}, "n_windows is a positive finite integer or None, got 0"),
+        ({"n_ctx": 8, "batch_size": 0}, "batch_size is a positive finite integer, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            capability.bits_per_byte(uniform(5), corpus, **wrong)
+    for n_tokens in (0, -5):
+        with pytest.raises(ValueError, match=f"or None, got {n_tokens}"):
+            NGramModel.fit(corpus.train, corpus.d_vocab, n_tokens=n_tokens)
     with pytest.raises(ValueError, match=r"byte-level tokenizer alone.*got int"):
         capability.token_bytes(3)

@@ -65,6 +65,7 @@ MORE = [
     ("depth_1", "['(', 1]", "^^^^^^^ "),
     ("docstring", "def f():\n 'd'\n 'e'", "          ^^      "),
     ("docstring", "x = 1\n'd'", "         "),
+    ("def_name", "async \\\ndef f(): pass", "          ^^^        "),
     ("def_name", "async  def  f(): pass", "         ^^^^        "),
     ("parameters", "def f(a=(1, 2)): g(a)", "     ^^^^^^^^^        "),
     ("call_arguments", "f(g(x))(y)", " ^^^^^ ^^ "),

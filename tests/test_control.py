@@ -47,3 +47,16 @@ def test_a_target_that_no_width_reaches_is_refused_with_what_was_tried():
 
     with pytest.raises(ValueError, match=r"No width comes within 0.03 nats of 3.000.*\d+: 4.000"):
         match_width(flat, [3.0, 3.0], start=64)
+
+
+def test_a_target_that_even_the_narrowest_model_beats_is_refused():
+    def good(width: int, i: int) -> float:
+        assert width >= 1
+        return 5 - 0.1 * width
+
+    with pytest.raises(
+        ValueError, match=r"after 3 tries \(width: .*: 1: 4.900, 2: 4.800, 6: 4.400"
+    ):
+        match_width(good, [6.0], start=6)
+    with pytest.raises(ValueError, match="tolerance is a positive finite number, got -1"):
+        match_width(good, [6.0], start=6, tolerance=-1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,4 +209,15 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Input/output"), whole_folder(tmp_path / "a"):
         pass
     assert (tmp_path / "a" / "text").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_another_process_has_just_made_is_replaced(tmp_path, monkeypatch):
+    with whole_folder(tmp_path / "a") as place:
+        (place / "text").write_text("theirs")
+    is_dir = Path.is_dir  # it looked a moment too early
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.name != "a" and is_dir(path))
+    with whole_folder(tmp_path / "a") as place:
+        (place / "text").write_text("ours")
+    assert (tmp_path / "a" / "text").read_text() == "ours"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

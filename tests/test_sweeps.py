@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from tl_sparse import Circuit, HookedSparseTransformer, cli, compare
 from tl_sparse.cli.sweep import finish
 from tl_sparse.config import AuditConfig, PruningConfig
+from tl_sparse.presets import demo_shape
 from tl_sparse.pruning import evaluate
 from tl_sparse.sae_arm import SAESettings, load_saes, score_saes, splice
 from tl_sparse.sites import model_hash
@@ -43,7 +44,7 @@ from tl_sparse.sweeps.plans import dense_model, is_dense, sparse_model
 from tl_sparse.sweeps.presets import n_block_weights
 from tl_sparse.sweeps.work import do, log_kurtosis
 from tl_sparse.tasks import get
-from tl_sparse.training import mean_loss
+from tl_sparse.training import TrainingRun, mean_loss
 
 TINY = PRESETS["tiny"]
 NOWHERE = Text(hash="0" * 64, n_characters=1000, vocab_size=300, dialect="tasks")
@@ -391,6 +392,31 @@ def test_what_is_done_is_not_done_again_and_a_lost_model_only_where_it_is_needed
         assert again["model_hash"] == cell_result(finished, cells[0])["model_hash"]
 
 
+def test_a_lost_model_whose_training_was_stopped_again_is_trained_to_its_end(
+    text, finished, tmp_path
+):
+    model, circuit = few_cells(text)[:2]
+    store = Store(tmp_path)
+    store.text_folder.symlink_to(finished.text_folder)
+    shutil.copytree(finished.folder / "cells", tmp_path / "cells")
+    more = replace(circuit, pruning=replace(QUICK, target_loss=0.8))
+    shape = demo_shape(300, width=model.width, seed=0)
+    corpus = text.open(store.text_folder, progress=False)
+    anew = HookedSparseTransformer(
+        shape | {"n_layers": model.n_layers, "n_ctx": model.n_ctx},
+        tokenizer=corpus.tokenizer, sparsity=model.sparsity,
+    )  # fmt: skip
+    run = TrainingRun(anew, corpus, model.training, store.place(model), False)
+    with run.accelerated():
+        for _ in range(5):
+            run.take_step()
+        run.write_checkpoint(store.place(model) / "checkpoint")
+    assert store.model_folder(model).is_dir()
+    assert store.pending([more]) == [model, more]
+    assert run_cells([more], store, progress=False).complete
+    assert cell_result(store, more)["model_hash"] == cell_result(finished, model)["model_hash"]
+
+
 def test_circuits_of_a_model_with_other_weights_are_done_anew(text, finished, tmp_path):
     cells, store = few_cells(text)[:2], Store(tmp_path)
     for cell in cells:
@@ -455,6 +481,17 @@ def test_the_order_is_that_of_the_plan_and_errors_leave_out_only_what_needs_them
     assert (outcome.n_done, outcome.n_left) == (len(done), len(left_out) - 1)
     assert not outcome.complete
     assert run_cells(cells, store, hours=1e-9, progress=False).n_left == len(left_out)
+
+
+def test_failures_of_cells_that_are_called_alike_are_all_told(monkeypatch, tmp_path):
+    def fake(cell, store, *, progress):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("tl_sparse.sweeps.engine.do", fake)
+    cells = FIGURES["optimizer"](TINY, NOWHERE)
+    outcome = run_cells(cells, Store(tmp_path), progress=False)
+    assert len(outcome.failed) == len(cells) == 18
+    assert f"{cells[1].label} ({cells[1].key})" in outcome.failed
 
 
 SCRIPT = """
@@ -632,6 +669,31 @@ def test_a_comparison_finds_the_controls_width_and_goes_on_where_it_was(
     assert "A sparse model and its dense control" in page
 
 
+def test_a_comparison_refuses_before_it_trains_and_keeps_to_its_hours(
+    made_up, text, texts, tmp_path, monkeypatch
+):
+    (tmp_path / "text").symlink_to(texts)
+    for wrong, message in (
+        ({"hours": -1}, "hours is a positive finite number or None, got -1"),
+        ({"tolerance": math.nan}, "tolerance is a positive finite number, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(tmp_path, TINY, progress=False, **wrong)
+    with pytest.raises(ValueError, match="at least one seed"):
+        compare(tmp_path, replace(TINY, seeds=()), progress=False)
+    with pytest.raises(RuntimeError, match="hours were over before the dense control was found"):
+        compare(tmp_path, TINY, hours=1e-9, progress=False)
+    assert made_up == []
+    monkeypatch.setattr(
+        "tl_sparse.sweeps.engine.do",
+        lambda cell, store, progress: store.keep(
+            cell, {"model_hash": "", "diverged": True}, seconds=1.0
+        ),
+    )
+    with pytest.raises(RuntimeError, match=r"diverged, at a learning rate of 0\.003: it has"):
+        compare(tmp_path, TINY, progress=False)
+
+
 def test_the_command_compares(made_up, text, texts, tmp_path):
     (tmp_path / "text").symlink_to(texts)
     asked = ["--preset", "tiny", "--folder", tmp_path, "--targets", "0.15,0.5", "--quiet"]
@@ -647,6 +709,8 @@ def test_the_command_compares(made_up, text, texts, tmp_path):
     for wrong, message in (
         (["--targets", "x"], "targets are losses in nats joined by commas, got 'x'"),
         (["--preset", "y"], "A preset is one of tiny, laptop, gpu, paper; got 'y'"),
+        (["--targets", ","], "--targets is one or more of them joined by commas, got ','"),
+        (["--seeds", ""], "--seeds is one or more of them joined by commas, got ''"),
     ):
         result = command(*wrong, "--folder", tmp_path / "z", name="compare")
         assert (result.exit_code, message in result.output) == (1, True), result.output
@@ -672,6 +736,9 @@ def test_the_command_does_a_figure_and_writes_it(tmp_path, finished, monkeypatch
         assert f"{n} cells, " in result.stdout
     result = command(*asked, "--estimate")
     assert "18 cells, 18 of them to do." in result.stdout
+    result = command(*asked, "--estimate", "--json")
+    counts = {"cells": 18, "to_do": 18, "trained_again": 0, "hours_of_preset": 0.1}
+    assert json.loads(result.stdout) == counts
     result = command(*asked)
     assert result.exit_code == 0, result.output
     assert "| eps 1 | 1 | 1 | - | - |" in result.stdout
@@ -703,6 +770,7 @@ def test_what_failed_for_one_reason_is_said_once(capsys):
         (["figure3", "--preset", "huge"], "A preset is one of tiny, laptop, gpu, paper; got"),
         (["figure3", "--seeds", "a"], "seeds are whole numbers joined by commas, got 'a'"),
         (["figure3", "--tasks", "tea"], "There is no task 'tea'"),
+        (["figure3", "--tasks", ","], "--tasks is one or more of them joined by commas, got ','"),
     ],
 )
 def test_the_command_refuses_what_cant_work(arguments, message, tmp_path):

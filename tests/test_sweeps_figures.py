@@ -237,3 +237,15 @@ def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
     assert "| 0.15 | 4 (4 to 4) | 64 (64 to 64) | 16 (16 to 16) | 2 |" in text
     assert "| 0.15 | 240 | 5,798 | 24 |" in text  # the paper's
     assert "[the SAE arm](../concepts/sae_arm.md)" in text
+
+
+def test_the_optimisers_rows_are_compared_with_the_whole_recipe_alone(tmp_path):
+    store = Store(tmp_path)
+    whole, clipped, decay = (FIGURES["optimizer"](TINY, NOWHERE)[i] for i in (0, 1, 3))
+    for cell, loss in ((clipped, 4.3), (decay, 3.3)):
+        store.keep(cell, {"model_hash": "x", "validation_loss": loss}, seconds=1.0)
+    rows = summarise("optimizer", TINY, NOWHERE, store).tables["optimizer"]
+    assert [rows[i]["difference"] for i in (0, 1, 3)] == [None, None, None]
+    store.keep(whole, {"model_hash": "x", "validation_loss": 3.0}, seconds=1.0)
+    rows = summarise("optimizer", TINY, NOWHERE, store).tables["optimizer"]
+    assert [rows[i]["difference"] for i in (0, 1, 3)] == [0.0, 1.3, 0.3]

@@ -100,3 +100,25 @@ def test_the_curves_are_adjusted_for_the_tasks_that_a_model_lacks(tmp_path):
     )
     ((_, dense),) = curves["dense"]
     assert dense == pytest.approx(1000 * middle, rel=0.01)
+
+
+def test_densities_of_activations_are_compared_on_the_tasks_that_both_have(tmp_path):
+    """A quarter of the channels active, or all: the same edges, of a hard task in one alone."""
+    store = Store(tmp_path)
+    preset = replace(PRESET, activation_densities=(0.25, 1.0), seeds=(0,))
+    for cell in FIGURES["activation"](preset, NOWHERE):
+        result = {"model_hash": "x", "n_nonzero_blocks": 8_000, "kurtosis": 1.0}
+        if isinstance(cell, ModelCell):
+            store.keep(cell, result | {"validation_loss": 3.0}, seconds=1.0)
+        elif isinstance(cell, CircuitCell):
+            n_edges = {"with_as": 10, "for_while": 1000, "class_init": 0}[cell.task]
+            if cell.model.sparsity.activation_density == 1 and cell.task == "for_while":
+                n_edges = 0
+            store.keep(cell, result | {"n_edges": n_edges, "n_nodes": 9}, seconds=1.0)
+    summary = summarise("activation", preset, NOWHERE, store)
+    assert summary.curves == {"sparse": [(0.25, pytest.approx(100)), (1.0, pytest.approx(100))]}
+    (step,) = summary.tables["steps"]
+    assert (step["step"], step["from"]) == (
+        "fewer active channels", "width 128, 8,000 nonzeros, 1 active"
+    )  # fmt: skip
+    assert (step["edges, times"], step["tasks compared"]) == ([1, 1, 1], 1)

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
+from tl_sparse.rules import POSITIVE_NUMBER, checks_itself
+
 
 @dataclass(frozen=True)
 class WidthMatch:
@@ -46,6 +48,7 @@ class WidthMatch:
         return asdict(self) | {"gaps": self.gaps, "mean_gap": self.mean_gap}
 
 
+@checks_itself
 def match_width(
     loss_at: Callable[[int, int], float],
     target_losses: Sequence[float],
@@ -60,8 +63,10 @@ def match_width(
     validation loss in nats per token; it is called at most once for each pair.
 
     Raises:
-        ValueError: If no width within `max_widths` tries comes close enough.
+        ValueError: If no width within `max_widths` tries comes close enough, or `tolerance` is not
+            positive.
     """
+    POSITIVE_NUMBER.check("tolerance", tolerance)
     seen: dict[tuple[int, int], float] = {}
 
     def loss(width: int, i: int) -> float:
@@ -92,11 +97,13 @@ def match_width(
             confirmed.add(best)
             aim = points[best] - match.mean_gap  # what the first seed should have given
             step = step if step not in points else _interpolate(points, aim)
+        if step < 1:
+            break
         width = step
-    tried = ", ".join(f"{w}: {value:.3f}" for (w, i), value in sorted(seen.items()) if i == 0)
+    tried = [f"{w}: {value:.3f}" for (w, i), value in sorted(seen.items()) if i == 0]
     raise ValueError(
         f"No width comes within {tolerance} nats of {sum(target_losses) / len(target_losses):.3f} "
-        f"after {max_widths} tries (width: loss of the first seed: {tried}). "
+        f"after {len(tried)} tries (width: loss of the first seed: {', '.join(tried)}). "
         "Start nearer, or allow more."
     )
 

@@ -4,6 +4,7 @@ Everything is written to a temporary file beside its place and renamed over it, 
 a crash or Ctrl-C leaves what was there before.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -58,7 +59,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o755)
-        if path.is_dir():
+        if path.is_dir() or not _renamed(temporary, path):
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
             os.replace(path, old / path.name)
             try:
@@ -67,10 +68,19 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
                 recover_folder(path)
                 raise
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _renamed(folder: Path, path: Path) -> bool:
+    """Rename a folder, unless another process has just put one there."""
+    try:
+        os.replace(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def recover_folder(path: str | Path) -> None:

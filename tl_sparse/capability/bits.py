@@ -22,6 +22,7 @@ from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import fast_attention
 from tl_sparse.data import Corpus
+from tl_sparse.rules import POSITIVE_INTEGER, checks_itself, is_integer, maybe
 
 LogProbs = Callable[[Int[Tensor, "window pos"]], Float[Tensor, "window predicted"]]
 """Gives the log probability, in nats, of each token but the first of its window."""
@@ -49,6 +50,7 @@ class Bits:
         return self.nats / self.n_tokens
 
 
+@checks_itself
 def bits_per_byte(
     predictor: HookedTransformer | LogProbs,
     corpus: Corpus,
@@ -70,14 +72,17 @@ def bits_per_byte(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If the tokenizer isn't byte-level, or a function is given without n_ctx.
+        ValueError: If the tokenizer isn't byte-level, a function is given without n_ctx, or a
+            number is out of range.
     """
+    maybe(POSITIVE_INTEGER).check("n_windows", n_windows)
+    POSITIVE_INTEGER.check("batch_size", batch_size)
     if isinstance(predictor, HookedTransformer):
-        n_ctx = n_ctx or predictor.cfg.n_ctx
+        n_ctx = predictor.cfg.n_ctx if n_ctx is None else n_ctx
         log_probs: LogProbs = model_log_probs(predictor)
     else:
         log_probs = predictor
-    if n_ctx is None or n_ctx < 2:
+    if n_ctx is None or not is_integer(n_ctx) or n_ctx < 2:
         raise ValueError(f"Windows of 2 tokens or more are needed: set n_ctx, got {n_ctx}.")
     split, sizes = corpus.validation, token_bytes(corpus.tokenizer)
     windows = split.windows(n_ctx, n_windows or max(1, split.n_tokens // n_ctx))

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tl_sparse.data import TokenSplit
+from tl_sparse.rules import POSITIVE_INTEGER, checks_itself, is_integer, maybe
 
 BLOCK = 2**22
 """Tokens that are counted at a time."""
@@ -78,6 +79,7 @@ class NGramModel:
         return f"NGramModel(order {self.order}, {self.n_counts:,} counts)"
 
     @classmethod
+    @checks_itself
     def fit(
         cls,
         split: TokenSplit,
@@ -92,12 +94,15 @@ class NGramModel:
         `n_tokens` stops after so many tokens, which bounds the memory; None reads all.
 
         Raises:
-            ValueError: If n-grams of that order don't fit into 63 bits.
+            ValueError: If a number is out of range, or n-grams of that order don't fit into 63
+                bits.
         """
+        maybe(POSITIVE_INTEGER).check("n_tokens", n_tokens)
         n = min(split.n_tokens, n_tokens or split.n_tokens)
         return cls.count(split.tokens[:n], d_vocab, order=order, progress=progress)
 
     @classmethod
+    @checks_itself
     def count(
         cls,
         tokens: Integer[np.ndarray, " token"],
@@ -109,16 +114,23 @@ class NGramModel:
         """Count the n-grams of a sequence of tokens.
 
         Raises:
-            ValueError: If n-grams of that order take over 63 bits, or there is too little text.
+            ValueError: If n-grams of that order take over 63 bits, a token is not below `d_vocab`,
+                or there is too little text.
         """
+        POSITIVE_INTEGER.check("d_vocab", d_vocab)
         bits = digit_bits(d_vocab)
-        if order < 1 or order * bits > 63:
+        if not is_integer(order) or order < 1 or order * bits > 63:
             raise ValueError(
                 f"An n-gram of tokens below {d_vocab:,} takes {bits} bits for each of them and 63 "
                 f"in all: order is 1 to {63 // bits}, got {order}."
             )
         if len(tokens) < order:
             raise ValueError(f"Counting needs {order} tokens, one n-gram, got {len(tokens)}.")
+        low, high = int(np.min(tokens)), int(np.max(tokens))
+        if low < 0 or high >= d_vocab:
+            raise ValueError(
+                f"Tokens are from 0 to below d_vocab, {d_vocab:,}; these are from {low} to {high}."
+            )
         grams, counts = _count(tokens, bits, order, progress)
         orders = [_order(grams, counts, bits)]
         for length in range(order - 1, 0, -1):

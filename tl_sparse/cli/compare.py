@@ -53,7 +53,8 @@ def compare(
         str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:8786.")
     ] = None,
     hours: Annotated[
-        float | None, typer.Option(help="Begin no pruning after so long; go on another time.")
+        float | None,
+        typer.Option(help="Begin no training and no pruning after so long; go on another time."),
     ] = None,
     sae: Annotated[
         bool, typer.Option(help="Also SAEs on the dense model, pruned like the two.")

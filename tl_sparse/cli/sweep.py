@@ -66,7 +66,7 @@ def sweep(
         bool, typer.Option(help="In figure2 and concepts, also SAEs on the dense models.")
     ] = True,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what there is to do, and do nothing.")
+        bool, typer.Option("--estimate", help="Make the text, say what there is to do, and stop.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -98,6 +98,10 @@ def sweep(
     if estimate:
         todo = store.pending(cells)
         again = sum(store.result(cell) is not None for cell in todo)
+        if as_json:
+            counts = {"cells": len(cells), "to_do": len(todo), "trained_again": again}
+            say_json(counts | {"hours_of_preset": chosen.hours})
+            return
         say(f"{len(cells)} cells, {len(todo)} of them to do.")
         if again:
             say(f"Finished, but trained again since their weights are not in {folder}: {again}.")
@@ -146,14 +150,23 @@ def chosen_preset(
 
     changes: dict[str, Any] = {}
     if seeds is not None:
-        changes["seeds"] = tuple(_seed(seed) for seed in names(seeds))
+        changes["seeds"] = tuple(_seed(seed) for seed in _some("seeds", seeds))
     if only_tasks is not None:
-        changes["tasks"] = tuple(_task(task) for task in names(only_tasks))
+        changes["tasks"] = tuple(_task(task) for task in _some("tasks", only_tasks))
     if targets is not None:
-        changes["targets"] = tuple(_target(target) for target in names(targets))
+        changes["targets"] = tuple(_target(target) for target in _some("targets", targets))
     if not sae:
         changes["saes"] = None
     return replace(PRESETS[_known(name, PRESETS, "preset")], **changes)
+
+
+def _some(option: str, joined: str) -> tuple[str, ...]:
+    if not (found := names(joined)):
+        raise ValueError(
+            f"--{option} is one or more of them joined by commas, got {joined!r}. "
+            "Leave it out for the preset's."
+        )
+    return found
 
 
 def _known(name: str, known: object, what: str) -> str:

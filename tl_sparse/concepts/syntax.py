@@ -12,8 +12,10 @@ from typing import Any
 
 from tl_sparse.concepts.source import NotPythonError, Source
 
-DEF = re.compile(r"(?:async\s+)?def\s+")
-CLASS = re.compile(r"class\s+")
+GAP = r"(?:\s|\\\n)+"
+"""What may stand between two words of a line: space, or a line joined to the next."""
+DEF = re.compile(rf"(?:async{GAP})?def{GAP}")
+CLASS = re.compile(rf"class{GAP}")
 
 
 def parse(text: str) -> ast.Module:

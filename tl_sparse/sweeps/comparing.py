@@ -10,12 +10,14 @@
 All of it is cells, so a comparison that was stopped goes on where it was.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tl_sparse.control import WidthMatch, match_width
+from tl_sparse.rules import POSITIVE_NUMBER, checks_itself, maybe
 from tl_sparse.sweeps.cells import Cell, ModelCell
 from tl_sparse.sweeps.engine import Outcome, run_cells
 from tl_sparse.sweeps.figures import Summary, comparison
@@ -44,6 +46,7 @@ class Comparison:
         return self.summary._repr_html_()
 
 
+@checks_itself
 def compare(
     folder: str | Path,
     preset: Preset,
@@ -58,40 +61,67 @@ def compare(
 
     And with SAEs on the control, at the preset's `sae_targets`, unless its `saes` are None. Models,
     cells, text and results are kept in the folder; a second call goes on. `tolerance` is the
-    largest mean gap in validation loss, in nats a token, that counts as equal.
+    largest mean gap in validation loss, in nats a token, that counts as equal. After `hours` no
+    training and no pruning is begun.
 
     Raises:
         ValueError: If an argument is out of range, or no width has the sparse model's loss.
-        RuntimeError: If a training fails.
+        RuntimeError: If a training fails or diverges, or the hours end before the control is found.
         KeyboardInterrupt: On Ctrl-C; what is done is kept.
     """
+    POSITIVE_NUMBER.check("tolerance", tolerance)
+    maybe(POSITIVE_NUMBER).check("hours", hours)
+    if not preset.seeds:
+        raise ValueError("A comparison is over at least one seed, and the preset has none.")
+    end = None if hours is None else time.monotonic() + 3600 * hours
     store = Store(folder)
     text = preset.text(store.text_folder, progress=progress)
     how: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
     sparse = [sparse_model(preset, text, seed=seed) for seed in preset.seeds]
-    _losses(sparse, store, how)
+    aims = _losses(sparse, store, end, how)
 
     def loss_at(width: int, i: int) -> float:
         cell = dense_model(preset, text, seed=preset.seeds[i], width=width)
-        return _losses([cell], store, how)[0]
+        return _losses([cell], store, end, how)[0]
 
     start = max(2, round(START_WIDTH * sparse[0].width))
-    match = match_width(loss_at, _losses(sparse, store, how), start=start, tolerance=tolerance)
+    match = match_width(loss_at, aims, start=start, tolerance=tolerance)
     cells = _all_cells(preset, text, sparse, match.width)
-    outcome = run_cells(cells, store, hours=hours, **how)
+    outcome = run_cells(cells, store, hours=_hours_left(end), **how)
     summary = comparison(preset, text, cells, store)
     summary = replace(summary, about=summary.about | {"width match": match.to_dict()})
     summary.save(store.folder)
     return Comparison(summary, match, outcome)
 
 
-def _losses(cells: Sequence[ModelCell], store: Store, how: dict[str, Any]) -> list[float]:
+def _losses(
+    cells: Sequence[ModelCell], store: Store, end: float | None, how: dict[str, Any]
+) -> list[float]:
     """Train what is not trained, and give the validation losses."""
-    outcome = run_cells(cells, store, **how)
+    outcome = run_cells(cells, store, hours=_hours_left(end), **how)
     for label, why in outcome.failed.items():
         raise RuntimeError(f"{label} failed: {why}")
-    results = [store.result(cell) for cell in cells]
-    return [result["validation_loss"] for result in results if result is not None]
+    if outcome.n_left:
+        raise RuntimeError(
+            "The hours were over before the dense control was found: nothing is compared yet. "
+            f"What is trained is kept in {store.folder}; the same call goes on."
+        )
+    losses = []
+    for cell in cells:
+        result = store.result(cell)
+        assert result is not None
+        if result.get("diverged"):
+            raise RuntimeError(
+                f"{cell.label} diverged, at a learning rate of {cell.training.learning_rate:g}: "
+                "it has no loss to compare. Lower the preset's learning rate."
+            )
+        losses.append(result["validation_loss"])
+    return losses
+
+
+def _hours_left(end: float | None) -> float | None:
+    """Give the hours until a moment, more than none."""
+    return None if end is None else max(end - time.monotonic(), 1e-6) / 3600
 
 
 def _all_cells(preset: Preset, text: Text, sparse: Sequence[ModelCell], width: int) -> list[Cell]:

@@ -34,7 +34,8 @@ class Outcome:
     n_done: int = 0
     """Cells done in this run."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Errors by the label of the cell: cells that need it are left out too."""
+    """Errors by the label of the cell, and its key where others of that label failed too; cells
+    that need it are left out."""
     n_left: int = 0
     """Cells that were not begun: the budget was used up, or what they need failed."""
 
@@ -42,6 +43,11 @@ class Outcome:
     def complete(self) -> bool:
         """Whether everything that was asked for is done."""
         return not self.failed and not self.n_left
+
+    def fail(self, cell: Cell, error: BaseException | None) -> None:
+        """Note an error, in place."""
+        name = f"{cell.label} ({cell.key})" if cell.label in self.failed else cell.label
+        self.failed[name] = f"{type(error).__name__}: {error}"
 
 
 def run_cells(
@@ -91,7 +97,7 @@ def _here(
                 do(cell, store, progress=progress)
         except Exception as error:  # the other cells go on; the caller is told
             without.add(cell.key)
-            outcome.failed[cell.label] = f"{type(error).__name__}: {error}"
+            outcome.fail(cell, error)
             continue
         outcome.n_done += 1
         bar.update()
@@ -180,8 +186,7 @@ def _collect(
         bar.update()
         return
     without.add(cell.key)
-    error = future.exception()
-    outcome.failed[cell.label] = f"{type(error).__name__}: {error}"
+    outcome.fail(cell, future.exception())
 
 
 def _n_threads(client: Any) -> int:

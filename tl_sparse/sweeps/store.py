@@ -18,6 +18,7 @@ from typing import Any
 from tl_sparse.files import write_text
 from tl_sparse.sae_arm import missing_sites
 from tl_sparse.sweeps.cells import Cell, ModelCell, SAECell
+from tl_sparse.training import stopped_early
 
 FORMAT = "tl_sparse.cell/1"
 
@@ -122,8 +123,8 @@ class Store:
     def pending(self, cells: Iterable[Cell]) -> list[Cell]:
         """List what is to be done for some cells, each after what it needs.
 
-        A model or SAEs that are done are trained again only where they are gone and a cell that is
-        not done needs them.
+        A model or SAEs that are done are trained again only where they are gone, or half trained
+        anew, and a cell that is not done needs them.
         """
         found: dict[str, Cell] = {}
 
@@ -143,7 +144,9 @@ class Store:
     def _is_here(self, cell: Cell) -> bool:
         if isinstance(cell, SAECell):
             return missing_sites(self.saes_folder(cell)) == []
-        return not isinstance(cell, ModelCell) or self.model_folder(cell).is_dir()
+        if isinstance(cell, ModelCell):
+            return self.model_folder(cell).is_dir() and not stopped_early(self.place(cell))
+        return True
 
     def model_folder(self, cell: ModelCell) -> Path:
         """Give the folder of the trained model."""

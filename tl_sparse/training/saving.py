@@ -23,6 +23,18 @@ from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.training.objective import Objective
 
 
+def stopped_early(folder: Path) -> bool:
+    """Tell whether a folder holds a run that was stopped before its last step.
+
+    A model that was put there without its run counts as finished.
+    """
+    place = folder / "checkpoint" / "state.json"
+    if not place.is_file():
+        return False
+    state = read_json(place)
+    return state.get("step") != state.get("total")
+
+
 class SavedRun:
     """What a training run writes down, and how it takes that up again."""
 

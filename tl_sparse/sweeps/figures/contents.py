@@ -7,7 +7,13 @@ from typing import Any
 from tl_sparse.sweeps.figures.arms import SAE_ARM, arm_rows, sae_rows, sae_task_rows, three_arm_rows
 from tl_sparse.sweeps.figures.capabilities import bits_curves, bits_rows, cost_rows
 from tl_sparse.sweeps.figures.finished import Finished
-from tl_sparse.sweeps.figures.frontier import frontier_curves, rival_rows, step_rows
+from tl_sparse.sweeps.figures.frontier import (
+    active_density,
+    adjusted_edges,
+    frontier_curves,
+    rival_rows,
+    step_rows,
+)
 from tl_sparse.sweeps.figures.superposition import (
     DRAWN,
     best_rows,
@@ -64,6 +70,7 @@ TABLES = {
 """What a figure's tables are, in words."""
 
 EDGES = "edges (geometric mean over tasks)"
+ADJUSTED = "edges (geometric mean, adjusted for tasks)"
 
 
 @dataclass(frozen=True)
@@ -102,14 +109,19 @@ def frontier(preset: Preset, text: Text, done: Finished) -> Contents:
         "steps": step_rows(done),
         "audit": verdict_rows(done),
     }
-    axes = ("validation loss (nats a token)", "edges (geometric mean, adjusted for tasks)")
-    return Contents(tables, frontier_curves(done), axes)
+    return Contents(tables, frontier_curves(done), ("validation loss (nats a token)", ADJUSTED))
 
 
 def activation(preset: Preset, text: Text, done: Finished) -> Contents:
     """Edges over the density of activations."""
-    tables = {"models": model_rows(done), "audit": verdict_rows(done)}
-    return Contents(tables, _over_activation(tables["models"]), ("activation density", EDGES))
+    tables = {
+        "models": model_rows(done),
+        "steps": step_rows(done),
+        "audit": verdict_rows(done),
+    }
+    found = adjusted_edges(done, done.sparse())
+    points = [(active_density(models), edges) for models, edges in found]
+    return Contents(tables, {"sparse": sorted(points)}, ("activation density", ADJUSTED))
 
 
 def optimizer(preset: Preset, text: Text, done: Finished) -> Contents:
@@ -155,9 +167,3 @@ def _over_targets(rows: Sequence[Mapping[str, Any]]) -> Curves:
         arm: [(row["target loss"], row[column][0]) for row in rows if row.get(column)]
         for arm, column in arms.items()
     }
-
-
-def _over_activation(rows: Sequence[Mapping[str, Any]]) -> Curves:
-    some = [row for row in rows if row["arm"] == "sparse" and row["edges"]]
-    points = sorted((row["activation density"], row["edges"][0]) for row in some)
-    return {"sparse": points}

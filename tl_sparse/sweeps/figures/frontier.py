@@ -5,7 +5,7 @@ So a point of the figure is adjusted (`means.adjusted_means`), and what a step i
 does is taken task by task, seed by seed, on the tasks that both models have.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,33 +17,44 @@ from tl_sparse.sweeps.plans import is_dense
 
 def frontier_curves(done: Finished) -> dict[str, list[tuple[float, float]]]:
     """Join models of one number of nonzeros over widths: validation loss, adjusted edges."""
-    recipes = {str(i): ms for i, ms in enumerate(by_recipe([*done.models.values()]).values())}
-    counts: dict[str, dict[str, list[int]]] = {}
-    for name, models in recipes.items():
-        tasks = counts.setdefault(name, {})
-        for model in models:
-            for task, n in done.edges(model).items():
-                tasks.setdefault(task, []).append(n)
     curves: dict[str, list[tuple[float, float]]] = {}
-    for name, edges in adjusted_means(counts).items():
-        models = recipes[name]
+    for models, edges in adjusted_edges(done, [*done.models.values()]):
         arm = "dense" if is_dense(models[0]) else f"sparse, {_nonzeros(done, models):,} nonzeros"
         curves.setdefault(arm, []).append((mean([done.loss(m) for m in models]), edges))
     return {name: sorted(points) for name, points in sorted(curves.items())}
 
 
-def step_rows(done: Finished) -> list[dict[str, Any]]:
-    """Give a row for each step to a wider model of as many nonzeros, or to fewer at one width.
+def adjusted_edges(
+    done: Finished, models: Sequence[ModelCell]
+) -> list[tuple[list[ModelCell], float]]:
+    """Give the edges of each recipe's circuits on an average task, though it may lack some."""
+    recipes = {str(i): some for i, some in enumerate(by_recipe(models).values())}
+    counts: dict[str, dict[str, list[int]]] = {}
+    for name, some in recipes.items():
+        tasks = counts.setdefault(name, {})
+        for model in some:
+            for task, n in done.edges(model).items():
+                tasks.setdefault(task, []).append(n)
+    return [(recipes[name], edges) for name, edges in adjusted_means(counts).items()]
 
+
+def step_rows(done: Finished) -> list[dict[str, Any]]:
+    """Give a row for each step to a wider model, to fewer nonzeros, or to fewer active channels.
+
+    All else is equal: what a step changes is one of the three.
     `edges, times` is the geometric mean over tasks of how many times as many edges the circuits of
     the second model have, with its interval; below 1 they have fewer.
     """
     recipes = by_recipe(done.sparse()).values()
-    wider = _steps(recipes, same=lambda ms: _nonzeros(done, ms), by=lambda ms: ms[0].width)
-    fewer = _steps(recipes, same=lambda ms: ms[0].width, by=lambda ms: -_nonzeros(done, ms))
+    sizes: list[tuple[str, Callable[[list[ModelCell]], float]]] = [
+        ("wider", lambda models: models[0].width),
+        ("fewer nonzeros", lambda models: -_nonzeros(done, models)),
+        ("fewer active channels", lambda models: -active_density(models)),
+    ]
     rows = []
-    for step, pairs in (("wider", wider), ("fewer nonzeros", fewer)):
-        for first, second in pairs:
+    for step, by in sizes:
+        others = [size for name, size in sizes if name != step]
+        for first, second in _steps(recipes, others=others, by=by):
             seeds = {m.training.seed: m for m in first}
             both = [(seeds[m.training.seed], m) for m in second if m.training.seed in seeds]
             found = ratio([(done.edges(a), done.edges(b)) for a, b in both])
@@ -52,8 +63,8 @@ def step_rows(done: Finished) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "step": step,
-                    "from": _size(done, first),
-                    "to": _size(done, second),
+                    "from": _size(done, first, active="active" in step),
+                    "to": _size(done, second, active="active" in step),
                     "seeds": len(both),
                     "loss": f"{mean([done.loss(b) - done.loss(a) for a, b in both]):+.3f}",
                     "edges, times": listed(found),
@@ -95,13 +106,21 @@ def rival_rows(done: Finished) -> list[dict[str, Any]]:
 
 
 def _steps(
-    recipes: Any, *, same: Callable[[list[ModelCell]], int], by: Callable[[list[ModelCell]], int]
+    recipes: Iterable[list[ModelCell]],
+    *,
+    others: Sequence[Callable[[list[ModelCell]], float]],
+    by: Callable[[list[ModelCell]], float],
 ) -> list[tuple[list[ModelCell], list[ModelCell]]]:
-    """Pair each recipe with the next one that has the same of one size."""
-    groups: dict[int, list[list[ModelCell]]] = {}
+    """Pair each recipe with the next one by one size, all other sizes equal."""
+    groups: dict[tuple[float, ...], list[list[ModelCell]]] = {}
     for models in sorted(recipes, key=by):
-        groups.setdefault(same(models), []).append(models)
+        groups.setdefault(tuple(abs(size(models)) for size in others), []).append(models)
     return [pair for _, some in sorted(groups.items()) for pair in pairwise(some)]
+
+
+def active_density(models: list[ModelCell]) -> float:
+    """Give the density of a recipe's activations, the same at all sites in a sweep."""
+    return models[0].sparsity.site_density("attn_in")
 
 
 def _nonzeros(done: Finished, models: list[ModelCell]) -> int:
@@ -109,5 +128,6 @@ def _nonzeros(done: Finished, models: list[ModelCell]) -> int:
     return round(done.results[models[0].key]["n_nonzero_blocks"], -2)
 
 
-def _size(done: Finished, models: list[ModelCell]) -> str:
-    return f"width {models[0].width}, {_nonzeros(done, models):,} nonzeros"
+def _size(done: Finished, models: list[ModelCell], *, active: bool = False) -> str:
+    size = f"width {models[0].width}, {_nonzeros(done, models):,} nonzeros"
+    return f"{size}, {active_density(models):.3g} active" if active else size

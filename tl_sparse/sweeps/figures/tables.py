@@ -236,7 +236,7 @@ def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str,
         cells = {s: ablated_model(preset, text, seed=s, changes=changes) for s in preset.seeds}
         found = {s: done.results[c.key] for s, c in cells.items() if c.key in done.results}
         losses = {s: r["validation_loss"] for s, r in found.items() if not r.get("diverged")}
-        base = base or losses
+        base = losses if not changes else base
         both = losses.keys() & base.keys()
         rows.append(
             {
