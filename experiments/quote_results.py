@@ -7,8 +7,8 @@ For each seed a sparse model and a dense one of equal width are trained and prun
 and those controls are pruned too (match). All arms are pruned with other settings of the pruner, so
 that each can be judged by its own best one (prune). On the first seed the sparse arm is trained
 with plain Adam instead of the paper's recipe (adam), and both arms at learning rates around the
-demo's (rates). Every stage is kept in the folder: a second run goes on where the first was stopped,
-and `--stages` does only some of them.
+demo's (rates). Every stage is kept in the folder: a second run goes on where the first was stopped.
+`--stages` does only some of them, and leaves the page.
 """
 
 import argparse
@@ -194,10 +194,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--commit", default=commit(), help="that the folder was made at")
     args = parser.parse_args()
     the_corpus(args.folder)
     found: dict[str, Any] = {
-        "commit": commit(),
+        "commit": args.commit,
         "seeds": args.seeds,
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
     }
@@ -217,7 +218,8 @@ def main() -> None:
     if "rates" in args.stages:
         losses = {r["arm"]: r["validation loss"] for r in found["rows"] if r["seed"] == seed}
         found["rates"] = rate_rows(args.folder, seed, losses)
-    write_results(found)
+    if set(args.stages) == set(STAGES):
+        write_results(found)
 
 
 if __name__ == "__main__":

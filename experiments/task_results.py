@@ -8,7 +8,7 @@ that pass the gate are pruned at the target, stage by stage, and again by attrib
 place of learned masks (attribution). On the quotes all methods are swept over all sizes (curves).
 The quote circuit of the sparse model is compiled and compared with
 the model that has only the circuit left in (compile). Every stage is kept in the folder: a second
-run goes on where the first was stopped, and `--stages` does only some of them.
+run goes on where the first was stopped. `--stages` does only some of them, and leaves the page.
 """
 
 import argparse
@@ -286,10 +286,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--width", type=int, help="of the dense control; default: searched")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--commit", default=commit(), help="that the folder was made at")
     args = parser.parse_args()
     corpus = data.python_corpus(vocab_size=DEMO_VOCABULARY, cache_dir=args.folder / "corpus")
     hardware = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
-    found: dict[str, Any] = {"commit": commit(), "seeds": args.seeds, "hardware": hardware}
+    found: dict[str, Any] = {"commit": args.commit, "seeds": args.seeds, "hardware": hardware}
     found |= {"rows": [], "losses": {}, "curves": [], "compiled": []}
     width = args.width
     for seed in args.seeds:
@@ -304,7 +305,7 @@ def main() -> None:
             found["curves"].append({"seed": seed, "arm": arm, "methods": curves})
         if "compile" in args.stages:
             found["compiled"].append(compile_quotes(args.folder, seed, arms["sparse"][0]))
-    if found["rows"]:
+    if set(args.stages) == set(STAGES):
         write_results(found)
 
 

@@ -17,6 +17,7 @@ from tl_sparse.ablation import (
 from tl_sparse.circuit import SITES, Circuit, Edge, Node, Site
 from tl_sparse.config import SparsityConfig
 from tl_sparse.model import HookedSparseTransformer
+from tl_sparse.resampling import values_on
 from tl_sparse.selection import nonzero_weights, select_nodes
 from tl_sparse.sites import joint_matrix, model_hash, site_map
 
@@ -229,6 +230,31 @@ def test_references_are_the_means_over_the_training_text(stock, corpus):
         model.blocks[0].mlp.W_in[0, 0] += 1
     with pytest.raises(ValueError, match="measured on another model"):
         refs.check(model)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("toggle", ["use_split_qkv_input", "use_attn_in"])
+def test_reads_that_have_a_copy_for_each_head_have_the_same_means(stock, toggle, corpus):
+    shape = SHAPE | {"d_vocab": corpus.d_vocab, "dtype": torch.float64}
+    model = HookedTransformer(shape) if stock else make_model(SPARSE, **shape)
+    before = references(model, corpus, 8 * 16, progress=False).values
+    setattr(model.cfg, toggle, True)
+    for site, mean in references(model, corpus, 8 * 16, progress=False).values.items():
+        torch.testing.assert_close(mean, before[site], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"an activation for each head .* Switch that off"):
+        values_on(model, site_map(model), corpus.train.windows(16, 2))
+
+
+@pytest.mark.parametrize("norm", ["LN", "LNPre", "RMS", "RMSPre"])
+def test_a_stock_model_of_half_precision_is_cut_as_any_other(norm, tokens):
+    shape = SHAPE | {"normalization_type": norm, "dtype": torch.bfloat16}
+    model = HookedTransformer(shape | {"use_attention_sinks": False})
+    sites = site_map(model)
+    ones = {info.site: torch.ones(info.width, dtype=torch.bfloat16) for info in sites.sites}
+    values = {site: 7 * one for site, one in ones.items()}
+    with torch.no_grad(), gated(model, sites, ones, values):
+        kept = model(tokens)
+    assert torch.equal(kept, model(tokens))
 
 
 def test_references_of_a_model_that_gives_nan_are_refused(corpus):

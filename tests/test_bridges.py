@@ -456,6 +456,7 @@ def test_bridges_are_saved_and_loaded_to_the_bit(pair, tmp_path):
         ({"format": "tl_sparse.model"}, "is not of bridges of format 1"),
         ({"d_sparse": 40}, "holds bridges of another shape"),
         ({"d_dense": None}, "is damaged"),
+        ({"d_sparse": 0}, "is damaged"),
         ({"config": {"colour": 1}}, "has no field colour"),
     ],
 )

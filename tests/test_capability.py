@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,7 @@ def test_the_table_has_sizes_compute_and_bits_of_every_model(corpus):
 def test_a_function_without_a_window_and_a_foreign_tokenizer_are_refused(corpus):
     with pytest.raises(ValueError, match="set n_ctx, got None"):
         capability.bits_per_byte(uniform(5), corpus)
+    wrong: Any
     for wrong, message in (
         ({"n_ctx": 2.5}, "set n_ctx, got 2.5"),
         ({"n_ctx": 8, "n_windows": 0}, "n_windows is a positive finite integer or None, got 0"),

@@ -9,7 +9,7 @@ import torch
 from conftest import SHAPE, make_model
 from safetensors.torch import load_file, save_file
 
-from tl_sparse.checkpoints import stored_bytes
+from tl_sparse.checkpoints import load_tokenizer, stored_bytes
 from tl_sparse.config import SparsityConfig
 from tl_sparse.files import recover_folder, whole_folder, write_text
 from tl_sparse.model import HookedSparseTransformer
@@ -83,6 +83,56 @@ def test_a_folder_that_disagrees_with_itself_is_refused(folder, edit, message):
     damage(folder, edit)
     with pytest.raises(ValueError, match=message):
         HookedSparseTransformer.load(folder)
+
+
+def test_a_folder_that_asks_for_a_tokenizer_with_code_runs_none(folder, tmp_path):
+    """The host would fetch a tokenizer by its name, and trust what comes with it."""
+    code = tmp_path / "tokenizer"
+    code.mkdir()
+    (code / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    auto = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (code / "tokenizer_config.json").write_text(json.dumps(auto))
+    config = json.loads((folder / "config.json").read_text())
+    config["cfg"] |= {"tokenizer_name": str(code), "trust_remote_code": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = HookedSparseTransformer.load(folder)
+    assert (model.tokenizer, model.cfg.trust_remote_code) == (None, False)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("halved", [5, None, [[1]]])
+def test_a_list_of_halved_tensors_that_is_none_is_refused(folder, halved):
+    config = json.loads((folder / "config.json").read_text()) | {"in_half": halved}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        HookedSparseTransformer.load(folder)
+
+
+def test_deep_nesting_and_a_tokenizer_that_is_none_are_refused(folder, tmp_path):
+    for text in ("[]", "5", "null"):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match="No tokenizer could be read"):
+            load_tokenizer(tmp_path)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="missing or damaged"):
+        HookedSparseTransformer.load(folder)
+
+
+@pytest.mark.parametrize("cast", ["double", "half", "bfloat16"])
+def test_a_model_that_was_cast_is_saved_as_it_is(cast, folder, tmp_path):
+    model = getattr(HookedSparseTransformer.load(folder), cast)()
+    model.save(tmp_path / "m")
+    again = HookedSparseTransformer.load(tmp_path / "m")
+    assert again.cfg.dtype == model.cfg.dtype == next(again.parameters()).dtype
+    assert torch.equal(again.unembed.W_U, model.unembed.W_U)
+
+
+def test_a_model_whose_parts_are_of_two_types_is_not_saved(tmp_path):
+    model = make_model(SparsityConfig())
+    model.blocks[0].double()
+    with pytest.raises(ValueError, match=r"blocks.0.*float64 and cfg.dtype says torch.float32"):
+        model.save(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def test_sparse_matrices_are_stored_sparsely(tmp_path):

@@ -209,6 +209,16 @@ def test_the_model_is_left_as_it_was_and_the_same_seed_gives_the_same_circuit():
     assert prune(model, task, refs, FREE, progress=False).to_json() == first.to_json()
 
 
+def test_masks_learn_where_gradients_are_off_for_everything_else(planted):
+    refs = zero_references(planted)
+    with torch.no_grad():
+        off = prune(planted, letters_task(), refs, QUICK, progress=False)
+        assert not torch.is_grad_enabled()
+    assert off == prune(planted, letters_task(), refs, QUICK, progress=False)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode\(\) makes none"):
+        prune(planted, letters_task(), refs, QUICK, progress=False)
+
+
 def test_tied_queries_and_keys_are_kept_or_dropped_together():
     task, model, refs = random_task_and_model()
     config = PruningConfig.from_dict(FREE.to_dict() | {"tie_qk": True})

@@ -500,9 +500,13 @@ def test_a_damaged_folder_is_refused(tmp_path):
     (tmp_path / "m/final_model.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="damaged, was cut short"):
         load()
-    torch.save([1, 2], tmp_path / "m/final_model.pt")
-    with pytest.raises(ValueError, match="not a state dict"):
+    (tmp_path / "m/final_model.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="damaged, was cut short"):
         load()
+    for none in ([1, 2], {1: torch.zeros(2)}, {"a": torch.zeros(2, 2).to_sparse()}):
+        torch.save(none, tmp_path / "m/final_model.pt")
+        with pytest.raises(ValueError, match="not a state dict"):
+            load()
     (tmp_path / "m/final_model.pt").unlink()
     with pytest.raises(ValueError, match=r"no final_model\.pt"):
         load()

@@ -122,6 +122,16 @@ def test_a_folder_of_other_saes_is_refused(model, corpus, trained, tmp_path):
         train_saes(other, corpus, folder, SMALL, progress=False)
     with pytest.raises(ValueError, match="no SAEs of train_saes"):
         load_saes(tmp_path)
+    whole = shutil.copytree(folder, tmp_path / "saes")
+    weights = next(whole.glob("0.attn_in/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"The SAE in .*0\.attn_in is damaged"):
+        load_saes(whole)
+    shutil.rmtree(whole / "0.attn_in")
+    for text, message in (("{}", "names no sites"), ('{"sites": ["0.', "missing or damaged")):
+        (whole / "settings.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_saes(whole)
     with pytest.raises(ValueError, match="trained on another model"):
         splice(other, load_saes(folder))
 

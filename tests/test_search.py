@@ -16,6 +16,8 @@ from tl_sparse.config import SearchConfig
 from tl_sparse.pruning import UnreachableTargetError, calibrate
 from tl_sparse.pruning import search as run_search
 from tl_sparse.pruning.search import _proposed  # pyright: ignore[reportPrivateUsage]
+from tl_sparse.tasks import Pair, PairTask, Split
+from tl_sparse.tasks.base import NEEDED
 
 TASK = letters_task()
 FAST = replace(QUICK, n_steps=12, n_edge_steps=5, target_loss=0.3)
@@ -159,6 +161,13 @@ def test_what_cannot_be_searched_is_refused(tmp_path):
     run_search(model, TASK, refs, FAST, budget, progress=False)
     with pytest.raises(ValueError, match="holds a search with another pruning"):
         run_search(model, TASK, refs, replace(FAST, n_steps=13), budget, progress=False)
+    pairs: dict[Split, list[Pair]] = {split: list(TASK.pairs[split][1:]) for split in NEEDED}
+    fewer = PairTask(TASK.name, pairs, tokenizer=TASK.tokenizer)
+    with pytest.raises(ValueError, match="holds a search with another examples; its trials"):
+        run_search(model, fewer, refs, FAST, budget, progress=False)
+    ones = replace(refs, values={site: x + 1 for site, x in refs.values.items()})
+    with pytest.raises(ValueError, match="holds a search with another references; its trials"):
+        run_search(model, TASK, ones, FAST, budget, progress=False)
 
 
 def test_proposals_stay_around_the_config():

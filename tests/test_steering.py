@@ -250,6 +250,9 @@ def test_a_curve_is_saved_loaded_and_drawn(tmp_path):
     assert values["strength_at_half"] == pytest.approx(0.15)
     with pytest.raises(ValueError, match="not the fields of a StrengthCurve"):
         StrengthCurve.from_dict(values | {"colour": 1})
+    for wrong in ({"strengths": 5}, {"by_side": 5}, {"probability": None}):
+        with pytest.raises(ValueError, match="not the fields of a StrengthCurve"):
+            StrengthCurve.from_dict(values | wrong)
     figure = ElementTree.fromstring(made().draw())
     assert [item.text or item[-1].tail for item in figure.iter("li")] == [
         "steered", "first prompts", "second prompts", "random directions", "backwards",
@@ -436,6 +439,14 @@ def test_a_task_or_strengths_that_make_no_curve_are_refused(tokens):
         strength_curve(dense, sparse, bridges, closing(), NODES[0], among="two")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="n_random is a non-negative"):
         strength_curve(dense, sparse, bridges, closing(), NODES[0], n_random=-1)
+    with pytest.raises(ValueError, match="split is one of 'train', 'validation'"):
+        strength_curve(dense, sparse, bridges, closing(), NODES[0], split="bad")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="seed is an integer"):
+        strength_curve(dense, sparse, bridges, closing(), NODES[0], seed="a")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"At a strength of 1e\+300 .* nearer to 0"):
+        strength_curve(
+            dense, sparse, bridges, closing(), NODES[0], strengths=(0.0, 1e300), progress=False
+        )
 
 
 # -- the experiment -----------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Norms held at the whole model's scales, against plain torch."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import make_model
@@ -82,3 +85,5 @@ def test_norms_keep_the_scales_of_the_whole_model(model):
     names = [one.name for one in sufficiency(subject, {"zero": zero_references(model)})]
     assert "gain kept under its own ablation, with the norms' scales of the whole model" in names
     assert "gain kept under zero, with the norms' scales of the whole model" in names
+    alone = Subject(model, circuit, TASK, zero_references(model), replace(CONFIG, n_examples=1))
+    assert all(math.isfinite(one.threshold) for one in sufficiency(alone, {}))

@@ -673,6 +673,7 @@ def test_a_comparison_refuses_before_it_trains_and_keeps_to_its_hours(
     made_up, text, texts, tmp_path, monkeypatch
 ):
     (tmp_path / "text").symlink_to(texts)
+    wrong: Any
     for wrong, message in (
         ({"hours": -1}, "hours is a positive finite number or None, got -1"),
         ({"tolerance": math.nan}, "tolerance is a positive finite number, got nan"),

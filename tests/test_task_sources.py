@@ -61,6 +61,15 @@ def test_three_pairs_are_enough_and_two_are_not(single_bytes):
         tasks.from_pairs("closing", pairs[:2], tokenizer=single_bytes)
 
 
+def test_pairs_may_be_lists_and_what_is_no_pair_is_refused(single_bytes):
+    pairs: Any = [[[f"{i} (", f"{i} ["], [")", "]"]] for i in range(10)]
+    task = tasks.from_pairs("closing", pairs, tokenizer=single_bytes)
+    assert sum(task.n_examples(split) for split in tasks.SPLITS) == 10
+    for wrong in (["(", "["], ((1, 2), (")", "]")), (("(", "["), (")", "]"), "train"), "([)]", 3):
+        with pytest.raises(ValueError, match="A pair is two prompts and two answers"):
+            tasks.from_pairs("closing", [*pairs, wrong], tokenizer=single_bytes)  # pyright: ignore[reportArgumentType]
+
+
 def test_an_unknown_split_is_refused(single_bytes):
     pairs = {"training": [Pair(("(", "["), (")", "]"))]}
     with pytest.raises((ValueError, TypeError), match="training"):
@@ -105,6 +114,7 @@ GOOD = {"prompts": ["(", "["], "answers": [")", "]"]}
         (GOOD | {"answers": [")", ")"]}, "one answer twice"),
         (GOOD | {"answers": [")", "])"]}, r"needs its answer '\]\)' to be one token.* makes 2"),
         (GOOD | {"prompts": ["", "("]}, "a prompt without any token"),
+        (GOOD | {"prompts": ["\ud800", "("]}, r"a surrogate\) is no text"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, single_bytes, line, message):
@@ -170,6 +180,11 @@ def test_mining_says_what_is_missing(quote_corpus, corpus):
         tasks.mine(quote_corpus, (" in", " in the"))
     with pytest.raises(ValueError, match="are the same token"):
         tasks.mine(quote_corpus, (" in", " in"))
+    for n in (0, 2.5):
+        with pytest.raises(ValueError, match=f"n_validation is a positive .*, got {n}"):
+            tasks.mine(quote_corpus, (" in", " ="), n_validation=n)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="answers are two strings, got ' in'"):
+        tasks.mine(quote_corpus, " in")  # pyright: ignore[reportArgumentType]
     with pytest.raises(
         ValueError, match=r"usable contexts of ':' for the split train, and 9000 are"
     ):

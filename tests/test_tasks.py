@@ -142,3 +142,20 @@ def test_a_tokenizer_without_the_answers_is_refused(texts):
         ValueError, match="There is no task 'triple_quote'; there are: single_double"
     ):
         tasks.get("triple_quote", tokenizer=coarse)
+
+
+def test_an_answer_that_is_two_tokens_in_two_pairs_is_refused():
+    class Continued(Letters):
+        """A letter behind a c is another token than the same letter elsewhere."""
+
+        def encode(self, text, add_special_tokens=True):
+            pairs = zip(" " + text, text, strict=False)
+            return [ord(c) - 97 + 26 * (before == "c") for before, c in pairs]
+
+    pairs: dict[Any, list[Pair]] = {
+        split: [Pair((x + "b", x + "d"), ("a", "e"))]
+        for split, x in zip(tasks.SPLITS, "klmn", strict=True)
+    }
+    pairs["test"] = [Pair(("mbc", "mdc"), ("a", "e"))]
+    with pytest.raises(ValueError, match="answer 'a' that this tokenizer makes token 0 of in one"):
+        PairTask("continued", pairs, tokenizer=Continued())

@@ -97,19 +97,18 @@ def references(
         info.site: torch.zeros(info.n_entries, dtype=torch.float64, device=device)
         for info in sites.sites
     }
+    # A hook may see a token several times: a stock model's norm runs for each of q, k and v, and
+    # with use_split_qkv_input a read has a copy for each head.
+    rows = dict.fromkeys(sums, 0)
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
-        (info.hook_name, partial(_add_to, sums, info)) for info in sites.sites
+        (info.hook_name, partial(_add_to, sums, rows, info)) for info in sites.sites
     ]
     count = 0
     with model.hooks(fwd_hooks=hooks), fast_attention(model):
         for batch in tqdm(windows.split(batch_size), desc="references", disable=not progress):
             model(batch.to(device), return_type=None)
             count += batch.numel()
-    # A stock model's norm runs once for each of q, k and v; its sums count three times.
-    means = {
-        site: (total / (count * _n_calls(model, sites[site]))).to(model.cfg.dtype)
-        for site, total in sums.items()
-    }
+    means = {site: (total / rows[site]).to(model.cfg.dtype) for site, total in sums.items()}
     for site, mean in means.items():
         if not torch.isfinite(mean).all():
             raise ValueError(f"The activations at {site} have NaN or infinite values.")
@@ -152,13 +151,12 @@ def resampled_references(
     return References({}, "resample_corpus", model_hash(model), provenance, windows)
 
 
-def _add_to(sums: dict[Site, Tensor], info: SiteInfo, activation: Tensor, hook: Any) -> None:
+def _add_to(
+    sums: dict[Site, Tensor], rows: dict[Site, int], info: SiteInfo, activation: Tensor, hook: Any
+) -> None:
     flat = activation.detach().reshape(-1, info.n_entries)
     sums[info.site] += flat.sum(0, dtype=torch.float64)
-
-
-def _n_calls(model: HookedTransformer, info: SiteInfo) -> int:
-    return 3 if info.hook_name.endswith("ln1.hook_normalized") else 1
+    rows[info.site] += len(flat)
 
 
 def fast_attention(model: HookedTransformer) -> Any:
@@ -202,7 +200,8 @@ def gated(
 def _gate(gate: Tensor, value: Tensor, activation: Tensor, hook: Any) -> Tensor:
     if value.ndim > gate.ndim:
         check_same_shape(activation, value)
-    return torch.lerp(value, activation, gate)
+    like = activation.dtype  # the host's norms give float32 in a model of half precision
+    return torch.lerp(value.to(like), activation, gate.to(like))
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}.") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: not a JSON object.")
@@ -339,15 +339,18 @@ def load_model_folder(folder: str | Path) -> SavedModel:
             f"{config.get('format')!r}, {config.get('format_version')!r}."
         )
     tensors = read_tensors(folder / "model.safetensors")
-    tensors |= {
-        name: tensors[name].float() for name in config.get("in_half", []) if name in tensors
-    }
     tokenizer = load_tokenizer(folder / "tokenizer") if config.get("has_tokenizer") else None
     try:
+        halved = [name for name in config.get("in_half", []) if name in tensors]
+        tensors |= {name: tensors[name].float() for name in halved}
         parameters, masks = _unpack(folder, tensors, config["masked"])
+        cfg = config_from_dict(config["cfg"])
+        # The host would look for a tokenizer by this name, and run code that comes with it.
+        cfg.trust_remote_code = False
+        cfg.tokenizer_name = None if tokenizer is None else cfg.tokenizer_name
         return SavedModel(
             folder=folder,
-            cfg=config_from_dict(config["cfg"]),
+            cfg=cfg,
             sparsity=SparsityConfig.from_dict(config["sparsity"]),
             attention=config["attention"],
             parameters=parameters,
@@ -370,5 +373,5 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"No tokenizer could be read from {folder}: {error}.") from None
+    except Exception as error:  # whatever a damaged file leads transformers to
+        raise ValueError(f"No tokenizer could be read from {folder}: {error!r}.") from None

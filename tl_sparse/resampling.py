@@ -31,7 +31,7 @@ def values_on(
     """Measure every node in a run of the model on some tokens.
 
     Raises:
-        ValueError: If an activation is NaN or infinite.
+        ValueError: If an activation is NaN or infinite, or there is one for each head.
     """
     found: dict[Site, Tensor] = {}
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
@@ -49,6 +49,11 @@ def values_on(
 
 
 def _note(found: dict[Site, Tensor], info: SiteInfo, activation: Tensor, hook: Any) -> None:
+    if activation.shape[2:] != info.shape:
+        raise ValueError(
+            f"{info.hook_name} has an activation for each head (cfg.use_split_qkv_input or "
+            "use_attn_in), and a node has one value. Switch that off: it changes no logits."
+        )
     found[info.site] = activation.detach().flatten(2)
 
 

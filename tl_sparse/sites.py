@@ -185,7 +185,10 @@ def site_map(model: HookedTransformer, *, final: bool = False) -> SiteMap:
         ValueError: If the model's blocks are not of a shape that the map knows.
     """
     cfg = model.cfg
-    for name in ("num_experts", "parallel_attn_mlp", "ungroup_grouped_query_attention"):
+    for name in (
+        "num_experts", "parallel_attn_mlp", "ungroup_grouped_query_attention",
+        "use_normalization_before_and_after",
+    ):  # fmt: skip
         if getattr(cfg, name):
             raise ValueError(f"site_map does not know models with cfg.{name}={getattr(cfg, name)}.")
     widths: dict[str, tuple[int, ...]] = dict.fromkeys(SITES, (cfg.d_model,))

@@ -32,7 +32,7 @@ def sufficiency(subject: Subject, others: Mapping[str, References]) -> Iterator[
     """Judge the circuit under its own ablation, under `others`, and with norms held still."""
     circuit = subject.circuit
     losses = subject.example_losses(subject.inside())
-    error = 2 * losses.std().item() / len(losses) ** 0.5
+    error = 2 * losses.std().item() / len(losses) ** 0.5 if len(losses) > 1 else 0.0
     yield Finding(
         "sufficient", "test loss of the circuit alone", subject.alone,
         circuit.target_loss + error, at_most=True,

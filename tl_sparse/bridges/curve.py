@@ -13,6 +13,7 @@ read at the prompt's end (Gao et al. 2025, Fig. 9). Beside it stand
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,8 +33,9 @@ from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
 from tl_sparse.markup import fragment
 from tl_sparse.nodes import Node, Site
-from tl_sparse.rules import NON_NEGATIVE_INTEGER, Rule, checks_itself, choice, is_number
+from tl_sparse.rules import NON_NEGATIVE_INTEGER, SEED, Rule, checks_itself, choice, is_number
 from tl_sparse.tasks import PairTask, Split, TaskBatch
+from tl_sparse.tasks.base import SPLITS
 
 STRENGTHS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Strengths of a curve unless others are given: closer together where the paper's rise."""
@@ -128,13 +130,13 @@ class StrengthCurve:
             ValueError: If a field is missing or unknown.
         """
         given: dict[str, Any] = {k: v for k, v in values.items() if k != "strength_at_half"}
-        for name in ("strengths", "probability", "random", "reverse"):
-            given[name] = tuple(given.get(name, ()))
-        a, b = given.get("by_side", ((), ()))
-        given["by_side"] = tuple(a), tuple(b)
         try:
+            for name in ("strengths", "probability", "random", "reverse"):
+                given[name] = tuple(map(float, given.get(name, ())))
+            a, b = given.get("by_side", ((), ()))
+            given["by_side"] = tuple(map(float, a)), tuple(map(float, b))
             return cls(**given)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"These are not the fields of a StrengthCurve: {error}.") from None
 
     def save(self, path: str | Path) -> None:
@@ -196,11 +198,14 @@ def strength_curve(
     `counterfactual`: no push need do better than the counterfactual prompt itself.
 
     Raises:
-        ValueError: If models, bridges and node do not fit, or the two prompts of a pair differ in
-            length, so that what one computes at a token has no place in the other.
+        ValueError: If models, bridges and node do not fit, an argument is out of range, the two
+            prompts of a pair differ in length, so that what one computes at a token has no place in
+            the other, or a strength is so large that the model's answers are no numbers.
     """
     nodes = check_steering(dense, sparse, bridges, node, into)
     check_strengths(strengths)
+    choice(*SPLITS).check("split", split)
+    SEED.check("seed", seed)
     NON_NEGATIVE_INTEGER.check("n_random", n_random)
     choice("all", "answers").check("among", among)
     batch = paired_batch(task, split, next(dense.parameters()).device)
@@ -217,6 +222,12 @@ def strength_curve(
                 [pushed_answers(dense, task, batch, site, strength * p, into, among) for p in some]
             )
     unsteered = answers_among(task.logits(dense, batch), batch.correct, batch.wrong, among)
+    reached = _means(steered)
+    if not all(map(math.isfinite, reached)):
+        raise ValueError(
+            f"At a strength of {max(strengths, key=abs):g} the dense model's answers are no "
+            "numbers. Take strengths nearer to 0."
+        )
     return StrengthCurve(
         node=name,
         task=task.name,
@@ -224,7 +235,7 @@ def strength_curve(
         into=into,
         among=among,
         strengths=tuple(map(float, strengths)),
-        probability=_means(steered),
+        probability=reached,
         by_side=(
             _means([[p[:n_pairs] for p in some] for some in steered]),
             _means([[p[n_pairs:] for p in some] for some in steered]),

@@ -219,7 +219,7 @@ class Bridges(nn.Module):
                 dtype=getattr(torch, values["dtype"]),
                 dense_hash=values["dense_hash"],
             )
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(f"{folder}/config.json is damaged: {error!r}.") from None
         bridges.fill_(read_tensors(folder / "bridges.safetensors"), folder)
         return bridges.to(device)

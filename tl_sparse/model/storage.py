@@ -38,8 +38,16 @@ class StoredTransformer(HookedTransformer):
         """Write config, weights, masks and tokenizer to a folder, whole or not at all.
 
         Raises:
+            ValueError: If the parameters are of another type than `cfg.dtype` says.
             OSError: If the disk is full; what stood there is untouched.
         """
+        for name, parameter in self.named_parameters():
+            if parameter.dtype != self.cfg.dtype:
+                raise ValueError(
+                    f"{name} is {parameter.dtype} and cfg.dtype says {self.cfg.dtype}: the folder "
+                    "could not be read again. Cast the whole model, model.to(dtype), which sets "
+                    "cfg.dtype too."
+                )
         save_model_folder(
             folder,
             cfg=self.cfg,

@@ -360,6 +360,14 @@ class HookedSparseTransformer(
         if self._generated is not None:
             self._generated.append(args[0])
 
+    def _apply(self, fn, recurse=True):
+        """Cast or move; override: torch's own casts, as `double()`, would leave `cfg.dtype`."""
+        super()._apply(fn, recurse)
+        for parameter in self.parameters():
+            self.cfg.dtype = parameter.dtype
+            break
+        return self
+
     def set_tokenizer(self, tokenizer, default_padding_side=None) -> None:
         """Set the tokenizer; override: the host asks the hub about one that has no folder."""
         if hasattr(tokenizer, "init_kwargs"):

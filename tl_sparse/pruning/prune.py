@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import References
@@ -108,12 +109,23 @@ def prune(
 
 @contextmanager
 def frozen_parameters(model: HookedTransformer) -> Iterator[None]:
-    """Let no gradient reach a model's parameters inside a `with` block; masks learn faster so."""
+    """Let no gradient reach a model's parameters inside a `with` block; masks learn faster so.
+
+    They learn by gradients, also where those were switched off for everything else.
+
+    Raises:
+        ValueError: In inference mode, in which there are none.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "Masks are learned by gradients, and torch.inference_mode() makes none. Leave it first."
+        )
     required = [p for p in model.parameters() if p.requires_grad]
     for parameter in required:
         parameter.requires_grad_(False)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         for parameter in required:
             parameter.requires_grad_(True)

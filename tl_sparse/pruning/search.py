@@ -12,6 +12,8 @@ Here:
    search stopped by its budget, by Ctrl-C or by a crash goes on where it was.
 """
 
+import hashlib
+import json
 import math
 import multiprocessing
 import tempfile
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformer_lens import HookedTransformer
 
@@ -34,6 +37,7 @@ from tl_sparse.pruning.prune import UnreachableTargetError, check_gate, prune
 from tl_sparse.selection import nonzero_weights
 from tl_sparse.sites import site_map
 from tl_sparse.tasks import Task
+from tl_sparse.tasks.base import NEEDED
 
 JOURNAL = "journal.jsonl"
 
@@ -160,7 +164,9 @@ def _begin(study: Any, model_config: tuple[References, Task, PruningConfig]) -> 
     names = {
         "model_hash": references.model_hash,
         "task": task.name,
+        "examples": _hash_of_examples(task),
         "ablation": references.ablation,
+        "references": _hash_of_references(references),
         "pruning": config.to_dict() | {"betas": list(config.betas)},
     }
     held = study.user_attrs.get("of")
@@ -178,6 +184,26 @@ def _begin(study: Any, model_config: tuple[References, Task, PruningConfig]) -> 
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     if not _count(study, "COMPLETE") and not _count(study, "WAITING"):
         study.enqueue_trial(_as_parameters(config))
+
+
+def _hash_of_examples(task: Task) -> str:
+    """Hash all that a task asks: the tensors of its batches."""
+    digest = hashlib.sha256()
+    for split in NEEDED:
+        batch = task.batch(split)
+        for name, value in sorted(getattr(batch, "__dict__", {"tokens": batch.tokens}).items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{split} {name} {tuple(value.shape)}".encode())
+                digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _hash_of_references(references: References) -> str:
+    """Hash the values that nodes take when they are out, or where they come from."""
+    digest = hashlib.sha256(json.dumps(dict(references.provenance), sort_keys=True).encode())
+    for site, values in sorted(references.values.items()):
+        digest.update(str(site).encode() + values.cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _count(study: Any, *states: str) -> int:

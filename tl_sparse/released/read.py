@@ -57,9 +57,12 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises pickle's own errors here, among others
         raise ValueError(
             f"{path} is damaged, was cut short, or holds more than tensors: "
-            f"{str(error).splitlines()[0]}"
+            f"{(str(error) or type(error).__name__).splitlines()[0]}"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) and t.layout == torch.strided
+        for name, t in state.items()
+    ):
         raise ValueError(f"{path} is not a state dict, names with tensors.")
     return dict(state)
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tl_sparse.ablation import fast_attention
+from tl_sparse.checkpoints import read_json
 from tl_sparse.circuit import Site
 from tl_sparse.data import Corpus
 from tl_sparse.files import whole_folder, write_text
@@ -185,25 +186,34 @@ def load_saes(folder: str | Path) -> dict[Site, Any]:
 
 
 def missing_sites(folder: str | Path) -> list[str] | None:
-    """List the sites that a folder of `train_saes` has no SAE for yet; None if it is none."""
+    """List the sites that a folder of `train_saes` has no SAE for yet; None if it is none.
+
+    Raises:
+        ValueError: If its settings are damaged.
+    """
     noted = Path(folder) / "settings.json"
     if not noted.is_file():
         return None
-    sites = json.loads(noted.read_text(encoding="utf-8"))["sites"]
+    sites = read_json(noted).get("sites")
+    if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
+        raise ValueError(f"{noted} is damaged: it names no sites.")
     return [site for site in sites if not (noted.parent / site).is_dir()]
 
 
 def _load(place: Path) -> Any:
     from sae_lens import SAE
 
-    return SAE.load_from_disk(place)
+    try:
+        return SAE.load_from_disk(place)
+    except Exception as error:  # whatever a damaged file leads SAELens to
+        raise ValueError(f"The SAE in {place} is damaged: {error!r}. Train it again.") from None
 
 
 def _check_folder(folder: Path, asked: dict[str, Any]) -> None:
     """Write what is asked for into a new folder, or compare it with an old one."""
     path = folder / "settings.json"
     if path.is_file():
-        noted = json.loads(path.read_text(encoding="utf-8"))
+        noted = read_json(path)
         other = [key for key, value in asked.items() if noted.get(key) != value]
         if other:
             raise ValueError(

@@ -87,7 +87,7 @@ class ModelCell(Cell):
         """Width, densities and seed."""
         density, activations = self.sparsity.weight_density, self.sparsity.site_density("attn_in")
         arm = "dense" if density == 1 else f"density {density:.3g}"
-        arm += "" if activations == 1 else f", of activations {activations:.3g}"
+        arm += "" if activations == 1 else f", activations {activations:.3g}"
         return f"train width {self.width}, {arm}, seed {self.training.seed}"
 
 

@@ -118,9 +118,9 @@ class PairTask(Task):
     `encoded`.
 
     Raises:
-        ValueError: If an answer is not one token or grows together with the end of a prompt, a
-            split is empty or shares a prompt with another, or the two prompts or the two answers of
-            a pair are the same.
+        ValueError: If an answer is not one token, is not the same token in all pairs, or grows
+            together with the end of a prompt, a split is empty or shares a prompt with another, or
+            the two prompts or the two answers of a pair are the same.
     """
 
     def __init__(
@@ -143,7 +143,13 @@ class PairTask(Task):
             some = self.pairs[split]
             tokens = self._encode(some, encoded or {})
             for pair, found in zip(some, tokens, strict=True):
-                self.answer_ids |= dict(zip(pair.answers, found.answers, strict=True))
+                for text, token in zip(pair.answers, found.answers, strict=True):
+                    if self.answer_ids.setdefault(text, token) != token:
+                        raise ValueError(
+                            f"The task {name} has an answer {text!r} that this tokenizer makes "
+                            f"token {self.answer_ids[text]} of in one pair and {token} in another. "
+                            "Put those pairs into tasks of their own."
+                        )
             # by length: neighbours in a batch then need little padding
             order = sorted(range(len(some)), key=lambda i: max(map(len, tokens[i].prompts)))
             self._encoded[split] = [tokens[i] for i in order]
@@ -264,8 +270,19 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> list[EncodedPair | st
     texts = []
     for pair in pairs:
         texts += [*pair.prompts, *(p + a for p in pair.prompts for a in pair.answers)]
+    for text in texts:
+        if not _is_text(text):
+            raise ValueError(f"Half of a character (a surrogate) is no text, got {text!r}.")
     tokens = encode(texts, tokenizer)
     return [_encoded(pair, tokens[6 * i : 6 * i + 6], tokenizer) for i, pair in enumerate(pairs)]
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def encode(texts: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:

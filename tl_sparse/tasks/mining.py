@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tl_sparse.data import Corpus
+from tl_sparse.rules import POSITIVE_INTEGER, Rule, checks_itself
 from tl_sparse.tasks.base import Pair, PairTask, Split, encode
 
 BLOCK = 1 << 20
@@ -30,7 +31,13 @@ BLOCK = 1 << 20
 MIN_TOKENS = 8
 """A prompt has so many tokens or more."""
 
+_TWO_TEXTS = Rule(
+    "are two strings",
+    lambda v: isinstance(v, tuple | list) and len(v) == 2 and all(isinstance(x, str) for x in v),
+)
 
+
+@checks_itself
 def mine(
     corpus: Corpus,
     answers: tuple[str, str],
@@ -48,8 +55,14 @@ def mine(
     decides between the answers. `name` is made of the answers if none is given.
 
     Raises:
-        ValueError: If an answer is not one token, or the corpus has too few contexts.
+        ValueError: If a number or the answers are none, an answer is not one token, or the corpus
+            has too few contexts.
     """
+    counts = {"n_train": n_train, "n_validation": n_validation, "n_test": n_test}
+    for what, value in (counts | {"max_tokens": max_tokens}).items():
+        POSITIVE_INTEGER.check(what, value)
+    _TWO_TEXTS.check("answers", answers)
+    answers = (answers[0], answers[1])
     name = name or f"mined {answers[0]!r} or {answers[1]!r}"
     ids = [_one_token(answer, corpus.tokenizer) for answer in answers]
     if ids[0] == ids[1]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_sparse.rules import checks_itself
 from tl_sparse.tasks.base import NEEDED, SPLITS, Pair, PairTask, Split, encode_pairs
 
 FRACTIONS: dict[Split, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -23,10 +24,11 @@ FRACTIONS: dict[Split, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 FIELDS = ("prompts", "answers", "split")
 
-AnyPair = Pair | tuple[tuple[str, str], tuple[str, str]]
+AnyPair = Pair | Sequence[Sequence[str]]
 """A pair, or its two prompts and its two answers."""
 
 
+@checks_itself
 def from_pairs(
     name: str,
     pairs: Mapping[Split, Sequence[AnyPair]] | Iterable[AnyPair],
@@ -59,8 +61,25 @@ def from_pairs(
     return PairTask(name, given, tokenizer=tokenizer)
 
 
-def _pairs(pairs: Iterable[AnyPair]) -> list[Pair]:
-    return [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
+def _pairs(pairs: Iterable[Any]) -> list[Pair]:
+    return [_pair(pair) for pair in pairs]
+
+
+@checks_itself
+def _pair(given: Any) -> Pair:
+    """Give a pair of its two prompts and two answers, as tuples, lists or a `Pair`."""
+    parts = (given.prompts, given.answers) if isinstance(given, Pair) else given
+    if not (
+        isinstance(parts, tuple | list)
+        and len(parts) == 2
+        and all(isinstance(two, tuple | list) and len(two) == 2 for two in parts)
+        and all(isinstance(text, str) for two in parts for text in two)
+    ):
+        raise ValueError(
+            f"A pair is two prompts and two answers, (('a (', 'a ['), (')', ']')); got {given!r}."
+        )
+    (prompt, other), (answer, its) = parts
+    return Pair((prompt, other), (answer, its))
 
 
 def from_jsonl(
@@ -88,7 +107,7 @@ def from_jsonl(
                 if splits and (split is None) != (splits[0] is None):
                     raise ValueError("'split' stands in every line or in none")
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}.") from None
+                raise ValueError(f"{path}, line {number}: {str(error).rstrip('.')}.") from None
             pairs.append(pair)
             splits.append(split)
     given: dict[Split, list[Pair]] = defaultdict(list)
