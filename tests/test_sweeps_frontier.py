@@ -112,10 +112,14 @@ def test_densities_of_activations_are_compared_on_the_tasks_that_both_have(tmp_p
             store.keep(cell, result | {"validation_loss": 3.0}, seconds=1.0)
         elif isinstance(cell, CircuitCell):
             n_edges = {"with_as": 10, "for_while": 1000, "class_init": 0}[cell.task]
+            n_edges *= 3 if is_dense(cell.model) else 1
             if cell.model.sparsity.activation_density == 1 and cell.task == "for_while":
-                n_edges = 0
+                n_edges = 0  # so the dense one has none either
             store.keep(cell, result | {"n_edges": n_edges, "n_nodes": 9}, seconds=1.0)
     summary = summarise("activation", preset, NOWHERE, store)
+    rivals = summary.tables["rivals"]
+    assert [r["sparse"].rpartition(", ")[2] for r in rivals] == ["0.25 active", "1 active"]
+    assert [r["dense / sparse edges"] for r in rivals] == [[3, 3, 3], [3, 3, 3]]
     assert summary.curves == {"sparse": [(0.25, pytest.approx(100)), (1.0, pytest.approx(100))]}
     (step,) = summary.tables["steps"]
     assert (step["step"], step["from"]) == (

@@ -163,11 +163,15 @@ def figure3(preset: Preset, text: Text) -> list[Cell]:
 
 
 def activation(preset: Preset, text: Text) -> list[Cell]:
-    """Validation loss, kurtosis and edges over activation densities, at the main size."""
+    """Validation loss, kurtosis and edges over activation densities, beside the dense models."""
     cells: list[Cell] = []
     for seed in preset.seeds:
-        for density in preset.activation_densities:
-            model = sparse_model(preset, text, seed=seed, activation_density=density)
+        models = [
+            sparse_model(preset, text, seed=seed, activation_density=density)
+            for density in preset.activation_densities
+        ]
+        models += [dense_model(preset, text, seed=seed, width=w) for w in preset.dense_widths]
+        for model in models:
             cells += [model, *circuits_of(preset, model)]
     return cells
 

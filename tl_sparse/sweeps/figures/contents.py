@@ -116,6 +116,7 @@ def activation(preset: Preset, text: Text, done: Finished) -> Contents:
     """Edges over the density of activations."""
     tables = {
         "models": model_rows(done),
+        "rivals": rival_rows(done),
         "steps": step_rows(done),
         "audit": verdict_rows(done),
     }

@@ -63,8 +63,8 @@ def step_rows(done: Finished) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "step": step,
-                    "from": _size(done, first, active="active" in step),
-                    "to": _size(done, second, active="active" in step),
+                    "from": _size(done, first),
+                    "to": _size(done, second),
                     "seeds": len(both),
                     "loss": f"{mean([done.loss(b) - done.loss(a) for a, b in both]):+.3f}",
                     "edges, times": listed(found),
@@ -83,7 +83,9 @@ def rival_rows(done: Finished) -> list[dict[str, Any]]:
     dense = by_recipe([m for m in done.models.values() if is_dense(m)]).values()
     rows = []
     sparse = by_recipe(done.sparse()).values()
-    for models in sorted(sparse, key=lambda ms: (ms[0].width, _nonzeros(done, ms))):
+    for models in sorted(
+        sparse, key=lambda ms: (ms[0].width, _nonzeros(done, ms), active_density(ms))
+    ):
         for rivals in sorted(dense, key=lambda ms: ms[0].width):
             seeds = {m.training.seed: m for m in rivals}
             both = [(m, seeds[m.training.seed]) for m in models if m.training.seed in seeds]
@@ -128,6 +130,8 @@ def _nonzeros(done: Finished, models: list[ModelCell]) -> int:
     return round(done.results[models[0].key]["n_nonzero_blocks"], -2)
 
 
-def _size(done: Finished, models: list[ModelCell], *, active: bool = False) -> str:
+def _size(done: Finished, models: list[ModelCell]) -> str:
     size = f"width {models[0].width}, {_nonzeros(done, models):,} nonzeros"
-    return f"{size}, {active_density(models):.3g} active" if active else size
+    if len({active_density([model]) for model in done.sparse()}) > 1:
+        size += f", {active_density(models):.3g} active"
+    return size
