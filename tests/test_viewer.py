@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -380,24 +379,20 @@ def test_the_command_wants_a_page_or_a_model_with_its_circuit(circuit, tmp_path)
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_command_calls_two_circuits_by_what_differs(tmp_path):
+def test_the_command_calls_two_circuits_by_what_differs(tmp_path, monkeypatch):
+    titles, written = [], []
+    monkeypatch.setattr("tl_sparse.viewer.scene", lambda *_, title, **__: titles.append(title))
+    monkeypatch.setattr("tl_sparse.viewer.write_viewer", lambda *given: written.append(given))
     pair = tl_sparse.zoo.HERE / "python-tiny"
-    name = "set_or_string_fixedvarname.json"  # of twelve edges
-    for arm in ("sparse", "control"):  # the same twice, under two names
-        shutil.copytree(pair / "sparse", tmp_path / arm)
-        (tmp_path / "circuits" / arm).mkdir(parents=True)
-        shutil.copy(pair / "circuits/sparse" / name, tmp_path / "circuits" / arm)
-    out = tmp_path / "two.html"
+    name, out = "single_double_quote.json", tmp_path / "two.html"
     done = CliRunner().invoke(app, [
-        "view", str(tmp_path / "sparse"), str(tmp_path / "circuits/sparse" / name),
-        "--other-model", str(tmp_path / "control"),
-        "--other", str(tmp_path / "circuits/control" / name),
+        "view", str(pair / "sparse"), str(pair / "circuits/sparse" / name),
+        "--other-model", str(pair / "control"), "--other", str(pair / "circuits/control" / name),
         "--no-text", "--no-serve", "--quiet", "--out", str(out),
     ])  # fmt: skip
     assert done.exit_code == 0, done.output
-    titles = [scene["title"] for scene in data_of(out.read_text(encoding="utf-8"))["scenes"]]
-    task = "set_or_string_fixedvarname"
-    assert titles == [f"{task}, sparse", f"{task}, control"]
+    assert titles == ["single_double_quote, sparse", "single_double_quote, control"]
+    assert written == [(out, None, None)]
 
 
 # -- labels in circuits -----------------------------------------------------------------------
