@@ -173,6 +173,7 @@ def test_auditing_from_the_command_line_writes_the_report_of_the_call(
     assert json.loads(out.read_text())["verdicts"] == report.verdicts()
     assert "better than chance: NOT TESTED." in found.text
     page = tmp_path / "page.html"
+    monkeypatch.setattr("tl_sparse.auditing.audit", lambda *_, **__: report)
     run("audit", folder, tmp_path / "c.json", *place, "--quick", "--seed", 3, "--out", page)
     assert f"Audit of the circuit for {TASK}" in page.read_text(encoding="utf-8")
     # Given as text: what is not finite is equal to itself there.

@@ -159,14 +159,14 @@ def test_what_cannot_be_searched_is_refused(tmp_path):
     with pytest.raises(ValueError, match="0 has no surroundings"):
         run_search(model, TASK, refs, replace(FAST, k_coef=0.0), budget, progress=False)
     run_search(model, TASK, refs, FAST, budget, progress=False)
-    with pytest.raises(ValueError, match="holds a search with another pruning"):
+    with pytest.raises(ValueError, match="holds a search that differs in pruning"):
         run_search(model, TASK, refs, replace(FAST, n_steps=13), budget, progress=False)
     pairs: dict[Split, list[Pair]] = {split: list(TASK.pairs[split][1:]) for split in NEEDED}
     fewer = PairTask(TASK.name, pairs, tokenizer=TASK.tokenizer)
-    with pytest.raises(ValueError, match="holds a search with another examples; its trials"):
+    with pytest.raises(ValueError, match="holds a search that differs in examples; its"):
         run_search(model, fewer, refs, FAST, budget, progress=False)
     ones = replace(refs, values={site: x + 1 for site, x in refs.values.items()})
-    with pytest.raises(ValueError, match="holds a search with another references; its trials"):
+    with pytest.raises(ValueError, match="holds a search that differs in references; its"):
         run_search(model, TASK, ones, FAST, budget, progress=False)
 
 
