@@ -175,8 +175,8 @@ def _begin(study: Any, model_config: tuple[References, Task, PruningConfig]) -> 
     elif held != names:
         differ = ", ".join(name for name in names if held.get(name) != names[name])
         raise ValueError(
-            f"The folder holds a search that differs in {differ}; its trials can't be compared with "
-            "these. Give another folder, or the same arguments to go on."
+            f"The folder holds a search that differs in {differ}; its trials can't be compared "
+            "with these. Give another folder, or the same arguments to go on."
         )
     import optuna
 
