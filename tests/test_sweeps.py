@@ -103,6 +103,11 @@ def few_cells(text: Text) -> list[Any]:
     return [models[0], circuits[0], models[1], circuits[1]]
 
 
+def easier(circuit: CircuitCell) -> CircuitCell:
+    """A circuit of the same model, soon drawn and found at once: it may be as bad as it likes."""
+    return replace(circuit, task="for_while", pruning=replace(QUICK, target_loss=9.0))
+
+
 def cell_result(store: Store, cell: Any) -> dict[str, Any]:
     found = store.result(cell)
     assert found is not None
@@ -384,7 +389,7 @@ def test_what_is_done_is_not_done_again_and_a_lost_model_only_where_it_is_needed
             target = tmp_path / path.relative_to(finished.folder)
             target.mkdir(parents=True) if path.is_dir() else target.write_bytes(path.read_bytes())
     assert other.pending(cells) == []  # a clone: no models, and nothing needs them
-    more = replace(cells[1], pruning=replace(QUICK, target_loss=0.8))
+    more = easier(cells[1])
     assert other.pending([*cells, more]) == [cells[0], more]
     run_cells([*cells, more], other, progress=False)
     for key in (more.key, cells[0].key):  # trained again: the same weights
@@ -399,7 +404,7 @@ def test_a_lost_model_whose_training_was_stopped_again_is_trained_to_its_end(
     store = Store(tmp_path)
     store.text_folder.symlink_to(finished.text_folder)
     shutil.copytree(finished.folder / "cells", tmp_path / "cells")
-    more = replace(circuit, pruning=replace(QUICK, target_loss=0.8))
+    more = easier(circuit)
     shape = demo_shape(300, width=model.width, seed=0)
     corpus = text.open(store.text_folder, progress=False)
     anew = HookedSparseTransformer(
@@ -430,8 +435,7 @@ def test_a_lost_model_that_comes_out_otherwise_overwrites_nothing(text, finished
     model, circuit = few_cells(text)[:2]
     store = Store(tmp_path)
     store.text_folder.symlink_to(finished.text_folder)
-    # Soon drawn, and found at once: it may be as bad as it likes.
-    easy = replace(circuit, task="for_while", pruning=replace(QUICK, target_loss=9.0))
+    easy = easier(circuit)
     more = replace(easy, pruning=replace(QUICK, target_loss=8.0))
     of_old = {"model_hash": "that of another processor", "note": ""}
     for cell in (model, easy):
