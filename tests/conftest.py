@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import sae_lens  # noqa: F401  # before the hook that checks types: under it nothing is read from bytecode
 import torch
+import typechecks  # noqa: F401  # before our modules too, which it wraps
 
 from tl_sparse import data
 from tl_sparse.config import SparsityConfig
