@@ -1,6 +1,7 @@
 """The checks of types and shapes, under which all tests run, find what they are for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import jaxtyping
@@ -55,6 +56,21 @@ def test_axes_of_a_call_inside_another_are_its_own():
     assert checked(outer)(torch.ones(3, 3)).shape == (3, 3)
     with pytest.raises(TypeCheckError, match="return"):
         checked(outer)(torch.ones(2, 3))
+
+
+def test_axes_of_a_context_manager_are_its_own():
+    @contextmanager
+    @checked
+    def held(a: Float[Tensor, "n k"], b: Float[Tensor, " k"]) -> Iterator[None]:
+        yield
+
+    def outer(a: Float[Tensor, "n k"]) -> None:
+        with held(torch.ones(9, 8), torch.ones(8)):
+            pass
+
+    checked(outer)(torch.ones(2, 3))
+    with pytest.raises(TypeCheckError):
+        held(torch.ones(9, 8), torch.ones(9))
 
 
 def test_choices_and_arrays_in_lists_are_checked():

@@ -57,6 +57,8 @@ def checked_once(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
     def decorate(what: Any) -> Any:
         if not inspect.isfunction(what):  # classes, properties
             return jaxtyped(typechecker=typechecker)(what)
+        if inspect.isgeneratorfunction(what):  # beartype would check it in its caller's axes
+            return jaxtyped(typechecker=typechecker)(what)
         declared = [p for a in what.__annotations__.values() for p in parts(a)]
         if any(isinstance(part, str | typing.ForwardRef) for part in declared):
             return jaxtyped(typechecker=typechecker)(what)  # knows which names are not there yet
