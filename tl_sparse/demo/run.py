@@ -47,7 +47,7 @@ TASK = "single_double_quote"
 SMOKE = (
     "A smoke run, to see that the program works, and no result. The models saw so little text that "
     "they can hardly do the task; a circuit may be empty, and then there is nothing to audit. "
-    "`tl-sparse demo` without --quick is the demo."
+    "The demo is the same command without --quick."
 )
 """What a quick run says of itself."""
 
