@@ -67,6 +67,11 @@ def main() -> None:
         print(run_cells([*cells, *others], store))
     if args.pair:
         done, (sparse, control) = Finished(cells, store), pruned[:2]
+        if not all(store.model_folder(model).is_dir() for model in (sparse, control)):
+            raise SystemExit(
+                f"--pair takes trained models, and {args.folder} has only what was found in them. "
+                "With --run a model is trained again if something of its own is not done yet."
+            )
         write_pair(done, store, sparse, control, args.folder / "pair", command=COMMAND)
     table = rows_in_markdown(recipes([*main_models, *others], store))
     page = comparison(PRESET, text, cells, store).markdown()

@@ -137,6 +137,7 @@ class _Press:
     def __init__(self, spec: PairSpec, tokenizer: Any, max_tokens: int | None) -> None:
         self.spec, self.tokenizer, self.max_tokens = spec, tokenizer, max_tokens
         self.encoded: dict[Pair, EncodedPair] = {}
+        self.left_out = ""
         self.single = _single_tokens(spec, tokenizer)
         for text in spec.together:
             if len(encode([text], tokenizer)[0]) != 1:
@@ -202,6 +203,7 @@ class _Press:
                 raise ValueError(
                     f"The task {self.spec.name} found only {len(pairs)} of {n} different pairs "
                     f"that this tokenizer cuts cleanly{self._limit()}. Ask for fewer."
+                    f"{self.left_out and f' The last left out: the task {self.left_out}'}"
                 )
             some = [self.answers.pair(_one(templates, rng)(words)) for _ in range(n_now)]
             for pair in self._usable(some):
@@ -216,10 +218,14 @@ class _Press:
     def _usable(self, pairs: Sequence[Pair]) -> Iterator[Pair]:
         for pair, found in zip(pairs, encode_pairs(pairs, self.tokenizer), strict=True):
             if isinstance(found, str):
+                self.left_out = found
                 continue
             lengths = [len(prompt) for prompt in found.prompts]
-            short = self.max_tokens is None or max(lengths) <= self.max_tokens
-            if short and (not self.equal or lengths[0] == lengths[1]):
+            if self.max_tokens is not None and max(lengths) > self.max_tokens:
+                self.left_out = f"has a prompt of {max(lengths)} tokens."
+            elif self.equal and lengths[0] != lengths[1]:
+                self.left_out = "has a pair of {} and {} tokens.".format(*lengths)
+            else:
                 self.encoded[pair] = found
                 yield pair
 
