@@ -579,16 +579,18 @@ def test_bad_settings_are_refused(values, message):
 # -- bridges between trained models ---------------------------------------------------------------
 
 
-def test_fitted_bridges_are_the_ridge_regressions_of_both_streams(quote_corpus):
+@pytest.mark.parametrize("norm", ["RMSPre", "LN"])
+def test_fitted_bridges_are_the_ridge_regressions_of_both_streams(norm, quote_corpus):
     """Against numpy's least squares on data that ridge is added to as rows."""
     double: dict[str, Any] = {"dtype": torch.float64, "d_vocab": quote_corpus.d_vocab}
-    dense, sparse = make_dense(**double), make_model(SPARSE, **double)
+    dense, sparse = make_dense(normalization_type=norm, **double), make_model(SPARSE, **double)
     fitted = fit_bridges(dense, sparse, quote_corpus, n_tokens=1024, batch_size=16, progress=False)
     windows = quote_corpus.train.windows(dense.cfg.n_ctx, 1024 // dense.cfg.n_ctx)
     (_, of_dense), (_, of_sparse) = (run_with_residuals(m, windows) for m in (dense, sparse))
     for site, (a, b) in enumerate(zip(of_dense, of_sparse, strict=True)):
         a, b = (x.detach().flatten(0, 1).numpy() for x in (a, b))
-        assert fitted.rms_dense[site].item() == pytest.approx(np.sqrt((a**2).mean()))
+        seen = a - a.mean(1, keepdims=True) if norm == "LN" else a
+        assert fitted.rms_dense[site].item() == pytest.approx(np.sqrt((seen**2).mean()))
         assert fitted.rms_sparse[site].item() == pytest.approx(np.sqrt((b**2).mean()))
         for x, y, W, bias in (
             (b, a, fitted[site].W_dec, fitted[site].b_dec),

@@ -138,6 +138,26 @@ def test_a_push_is_the_difference_times_the_rescaled_row(node, into, tokens, cou
     torch.testing.assert_close(steered, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("into", ["read", "residual"])
+@pytest.mark.parametrize("node", NODES, ids=str)
+def test_what_layer_norm_takes_away_has_no_part_in_steering(node, into, tokens, counterfactual):
+    """A constant on all channels of the stream or of a decoder: the dense model is the same."""
+    sparse = make_model(SPARSE, **DOUBLE)
+    moved = []
+    for shift in (0.0, 3.0):
+        dense = make_dense(normalization_type="LN", **DOUBLE)
+        with torch.no_grad():
+            dense.embed.W_E += shift
+            bridges = make_bridges(dense, sparse)
+            for bridge in bridges.sites:
+                bridge.W_dec += shift
+        sized(bridges, dense, sparse, tokens)
+        args = (dense, sparse, bridges, node, tokens, counterfactual)
+        moved.append(steer(*args, strength=0.1, into=into))
+        assert (moved[-1] - dense(tokens)).abs().max() > 1e-4
+    torch.testing.assert_close(*moved, rtol=0, atol=1e-9)
+
+
 def test_heads_that_read_copies_of_their_own_are_all_pushed(tokens, counterfactual):
     dense, sparse = make_dense(**DOUBLE), make_model(SPARSE, **DOUBLE)
     bridges = sized(make_bridges(dense, sparse), dense, sparse, tokens)

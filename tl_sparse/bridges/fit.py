@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import fast_attention
-from tl_sparse.bridges.hybrids import check_models, run_with_residuals
+from tl_sparse.bridges.hybrids import as_normed, check_models, run_with_residuals
 from tl_sparse.bridges.modules import Bridge, Bridges
 from tl_sparse.config import BridgeConfig
 from tl_sparse.data import Corpus
@@ -65,8 +65,9 @@ def fit_bridges(
     d, squares = dense.cfg.d_model, []
     for site, product in enumerate(products):
         _fill_(bridges[site], product, d, ridge)
-        mean = product.diagonal()[:-1] / product[-1, -1]
-        squares.append(torch.stack([mean[:d].mean(), mean[d:].mean()]))
+        mean = product / product[-1, -1]
+        of_both = (dense, mean[:d, :d]), (sparse, mean[d:-1, d:-1])
+        squares.append(torch.stack([_mean_square(model, some) for model, some in of_both]))
     bridges.note_sizes_(torch.stack(squares, 1).to(bridges.rms_dense.dtype))
     return bridges
 
@@ -96,6 +97,13 @@ def _fill_(bridge: Bridge, product: Float[Tensor, "entry entry"], d: int, ridge:
         solved = _ridge(rows[:, [*inputs, last]], rows[:, outputs], ridge)
         W.copy_(solved[:-1])
         b.copy_(solved[-1])
+
+
+def _mean_square(
+    model: HookedTransformer, products: Float[Tensor, "channel channel"]
+) -> Float[Tensor, ""]:
+    """Give the mean square of a stream's entries, as the norms see them, from its mean products."""
+    return as_normed(model, as_normed(model, products).T).diagonal().mean()
 
 
 def _ridge(

@@ -28,6 +28,14 @@ def site_hooks(model: HookedTransformer) -> tuple[str, ...]:
     return tuple(f"blocks.{layer}.{end}" for layer in range(model.cfg.n_layers) for end in ends)
 
 
+def as_normed(
+    model: HookedTransformer, x: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """Give what a model's norms scale: LayerNorm takes the mean over channels away first."""
+    centres = model.cfg.normalization_type in ("LN", "LNPre")
+    return x - x.mean(-1, keepdim=True) if centres else x
+
+
 def run_with_residuals(
     model: HookedTransformer, tokens: Int[Tensor, "batch pos"]
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], list[Float[Tensor, "batch pos d_model"]]]:

@@ -102,7 +102,7 @@ def read_limits(
     for site in tqdm(sites, desc="reads", disable=not progress):
         own = _difference(dense, read_hook(site), batch.tokens)
         change = _difference(sparse, site_map(sparse)[site].hook_name, batch.tokens)
-        decoded = change[..., : sparse.cfg.d_model] @ decoder_rows(bridges, site, "read")
+        decoded = change[..., : sparse.cfg.d_model] @ decoder_rows(dense, bridges, site, "read")
         a, b = ((some * inside[..., None]).flatten(1) for some in (own, decoded))
         limits.append(
             ReadLimit(

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from tl_sparse.bridges.hybrids import run_from, run_with_residuals
+from tl_sparse.bridges.hybrids import as_normed, run_from, run_with_residuals
 from tl_sparse.bridges.modules import Bridges
 from tl_sparse.config import BridgeConfig
 from tl_sparse.training import next_token_loss
@@ -48,7 +48,8 @@ class BridgeLosses:
     kl_into_dense: Float[Tensor, " site"]
     """Of the hybrids that begin sparse."""
     mean_squares: Float[Tensor, "2 site"]
-    """Of the entries of the residual stream, the dense model's and the sparse model's."""
+    """Of the entries of the residual stream, the dense model's and the sparse model's, as their
+    norms see them: less the mean over channels for LayerNorm."""
 
     def total(self, config: BridgeConfig) -> Float[Tensor, ""]:
         """Give the sum that is minimised."""
@@ -93,7 +94,10 @@ def bridge_losses(
         parts["kl_into_sparse"] = _kls(sparse, encoded, tokens, wanted)
     if config.kl_into_dense_coef:
         parts["kl_into_dense"] = _kls(dense, decoded, tokens, wanted)
-    squares = [[_mean_square(r) for r in of_model] for of_model in (of_dense, of_sparse)]
+    squares = [
+        [_mean_square(as_normed(model, resid)) for resid in of_model]
+        for model, of_model in ((dense, of_dense), (sparse, of_sparse))
+    ]
     return BridgeLosses(
         next_token_loss(logits, tokens),
         **parts,

@@ -5,7 +5,8 @@ Bridges join the streams before the norm, whose sizes differ, so the bridge is r
 
 1. delta = the node's activation on a counterfactual prompt minus that on the prompt, at each token;
 2. row = the node's row of the decoder of its site, x rms_sparse / rms_dense, the sizes of the two
-   residual streams there (root mean squares over reference text, noted in the bridges);
+   residual streams there (root mean squares over reference text, noted in the bridges; LayerNorm
+   takes the mean over channels away, so for it that of sizes and row is taken away too);
 3. push = delta x row, an outer product, [pos, d_dense]: strength x push is added to what the dense
    model's sublayer reads, behind its norm (`blocks.l.ln1.hook_normalized`, or ln2).
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from tl_sparse.ablation import fast_attention
-from tl_sparse.bridges.hybrids import check_models, site_hooks
+from tl_sparse.bridges.hybrids import as_normed, check_models, site_hooks
 from tl_sparse.bridges.modules import Bridges
 from tl_sparse.nodes import Node, Site
 from tl_sparse.rules import checks_itself, choice
@@ -88,7 +89,7 @@ def steering_push(
             "Prompt and counterfactual are compared token by token, so they need one shape, got "
             f"{tuple(tokens.shape)} and {tuple(counterfactual.shape)}."
         )
-    rows = decoder_rows(bridges, nodes[0].site, into)
+    rows = decoder_rows(dense, bridges, nodes[0].site, into)
     return node_changes(sparse, nodes, tokens, counterfactual) @ rows[[n.channel for n in nodes]]
 
 
@@ -140,13 +141,13 @@ def nodes_of(node: Node | Sequence[Node]) -> tuple[Node, ...]:
     return (node,) if isinstance(node, Node) else tuple(node)
 
 
-def decoder_rows(bridges: Bridges, site: Site, into: Into) -> Float[Tensor, "d_sparse d_dense"]:
+def decoder_rows(
+    dense: HookedTransformer, bridges: Bridges, site: Site, into: Into
+) -> Float[Tensor, "d_sparse d_dense"]:
     """Give the decoder in front of a read, rescaled for where its rows are added."""
     index = 2 * site.layer + READS[site.name][0]
-    scale = bridges.rms_sparse[index]
-    if into == "read":
-        scale = scale / bridges.rms_dense[index]
-    return bridges[index].W_dec.detach() * scale
+    rows = bridges[index].W_dec.detach() * bridges.rms_sparse[index]
+    return as_normed(dense, rows) / bridges.rms_dense[index] if into == "read" else rows
 
 
 @checks_itself
