@@ -1,6 +1,7 @@
 """The width search on made-up loss curves, whose answer is known."""
 
 import math
+import random
 
 import pytest
 
@@ -60,3 +61,47 @@ def test_a_target_that_even_the_narrowest_model_beats_is_refused():
         match_width(good, [6.0], start=6)
     with pytest.raises(ValueError, match="tolerance is a positive finite number, got -1"):
         match_width(good, [6.0], start=6, tolerance=-1)
+
+
+@pytest.mark.parametrize(("noise", "failures"), [(0.01, 0), (0.02, 3), (0.03, 12)])
+def test_losses_that_jump_from_width_to_width_are_no_reason_to_give_up(noise, failures):
+    """Of 300 made-up curves, each with a width within the tolerance: nearly all find one."""
+    assert sum(gave_up(case, noise) for case in range(300)) <= failures
+
+
+def gave_up(case: int, noise: float) -> bool:
+    true_width = random.Random(case).randint(20, 120)
+
+    def drawn(*what: object) -> float:
+        return random.Random(str((case, *what))).gauss(0, noise)
+
+    def loss_at(width: int, i: int) -> float:
+        return 4.5 - 0.45 * math.log(width) + drawn(width, i)
+
+    targets = [4.5 - 0.45 * math.log(true_width) + drawn(i) for i in range(3)]
+    try:
+        return abs(match_width(loss_at, targets, start=48).mean_gap) > 0.03
+    except ValueError:
+        return True
+
+
+def test_no_more_widths_are_trained_than_allowed_and_all_are_looked_at():
+    asked = []
+
+    def loss_at(width: int, i: int) -> float:
+        asked.append(width)
+        return 3.3 if width == 48 else 3.0
+
+    with pytest.raises(ValueError, match=r"after 1 tries .*: 48: 3.300"):
+        match_width(loss_at, [3.0], start=48, max_widths=1)
+    assert asked == [48]
+    assert match_width(loss_at, [3.0], start=48, max_widths=2).width != 48
+    far = []
+
+    def bad(width: int, i: int) -> float:
+        far.append(width)
+        return 5.0
+
+    with pytest.raises(ValueError, match="after 2 tries"):
+        match_width(bad, [3.0], start=48, max_widths=2)
+    assert max(far) <= 3 * 48

@@ -1,14 +1,16 @@
 """The dense control: a dense model whose *width* is chosen so that its validation loss matches.
 
 The paper compares a sparse model with a dense one of equal pretraining loss (Gao et al. 2025,
-section 3.1). Loss falls with width, so the width is found by secant steps on log width, one seed at
-a time, and confirmed on all seeds:
+section 3.1). Loss falls with width, and from one width to the next it also jumps a little, as it
+does from seed to seed. So:
 
 1. train at the widths tried so far, first seed only,
-2. interpolate log width at the target loss between the two nearest points (extrapolate at the
-   ends),
-3. when the step lands on a width already tried, train the other seeds there; if the mean gap over
-   seeds is within the tolerance that is the control, else correct the target by that gap.
+2. estimate the width at which the loss crosses the target, on a line over log width: through the
+   points on both sides of it, or near it on one side, or through all if they are out of order;
+3. when that width is tried already, or a tried one is near enough, train the other seeds at the
+   nearest one; if the mean gap over seeds is within the tolerance that is the control, else correct
+   the target by that gap;
+4. go on at the untried width nearest to the estimate.
 """
 
 import json
@@ -16,9 +18,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from statistics import linear_regression, mean
 from typing import Any
 
 from tl_sparse.rules import POSITIVE_NUMBER, checks_itself
+
+USUAL_SLOPE, STEEPEST, FLATTEST = -2 / 3, -2.0, -0.1
+"""Nats for each e-fold of the width: at first, and at the most and the least that is believed."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ def match_width(
     validation loss in nats per token; it is called at most once for each pair.
 
     Raises:
-        ValueError: If no width within `max_widths` tries comes close enough, or `tolerance` is not
-            positive.
+        ValueError: If none of at most `max_widths` widths comes close enough, or `tolerance` is
+            not positive.
     """
     POSITIVE_NUMBER.check("tolerance", tolerance)
     seen: dict[tuple[int, int], float] = {}
@@ -80,26 +86,26 @@ def match_width(
         return WidthMatch(width, tuple(target_losses), losses, tried)
 
     aim, width = target_losses[0], start
-    confirmed: set[int] = set()
-    for _ in range(2 * max_widths):
+    gaps: dict[int, float] = {}  # of the widths that were trained with all seeds
+    while width is not None:
         loss(width, 0)
         points = {w: value for (w, i), value in seen.items() if i == 0}
-        if len(points) > max_widths:
-            break
-        best = min(points, key=lambda w: abs(points[w] - aim))
-        step = _interpolate(points, aim)
-        if abs(points[best] - aim) <= tolerance / 2 or step in points:
+        full = len(points) >= max_widths
+        while open_ := [w for w in points if w not in gaps]:
+            best = min(open_, key=lambda w: abs(points[w] - aim))
+            off = abs(points[best] - aim)
+            settled = off <= tolerance / 2 or round(_crossing(points, aim)) in points
+            if not settled and not (full and off <= tolerance):
+                break
             match = result(best)
             if abs(match.mean_gap) <= tolerance:
                 return match
-            if best in confirmed:
-                step = best + (1 if match.mean_gap > 0 else -1)
-            confirmed.add(best)
-            aim = points[best] - match.mean_gap  # what the first seed should have given
-            step = step if step not in points else _interpolate(points, aim)
-        if step < 1:
-            break
-        width = step
+            gaps[best] = match.mean_gap
+            # What the first seed should have given.
+            aim = sum(points[w] - gap for w, gap in gaps.items()) / len(gaps)
+            if not full:
+                break
+        width = None if full else _next_width(points, aim)
     tried = [f"{w}: {value:.3f}" for (w, i), value in sorted(seen.items()) if i == 0]
     raise ValueError(
         f"No width comes within {tolerance} nats of {sum(target_losses) / len(target_losses):.3f} "
@@ -108,23 +114,41 @@ def match_width(
     )
 
 
-def _interpolate(points: dict[int, float], aim: float) -> int:
-    """Give the width at which a line through the two points nearest to `aim` crosses it."""
-    if len(points) == 1:
-        ((width, loss),) = points.items()
-        return max(2, round(width * math.exp(1.5 * (loss - aim)))) if loss != aim else width
+def _crossing(points: dict[int, float], aim: float) -> float:
+    """Estimate the width at which the loss is `aim`, at most three times beyond those tried."""
+    best = min(points, key=lambda w: abs(points[w] - aim))
     above = [w for w, value in points.items() if value >= aim]
     below = [w for w, value in points.items() if value < aim]
-    if above and below:
-        a, b = max(above), min(below)
+    if not above or not below:
+        some = sorted(points, key=lambda w: abs(points[w] - aim))[:2]
+    elif max(above) < min(below):
+        some = [max(above), min(below)]
     else:
-        a, b = sorted(points, key=lambda w: abs(points[w] - aim))[:2]
-    if points[a] == points[b]:
-        return max(a, b) + 1
-    t = (aim - points[a]) / (points[b] - points[a])
-    log_width = math.log(a) + t * (math.log(b) - math.log(a))
-    low, high = min(points) / 3, max(points) * 3
-    return max(2, round(min(max(math.exp(log_width), low), high)))
+        some = list(points)
+    x, y, slope = math.log(best), points[best], USUAL_SLOPE
+    if len(some) > 1:
+        logs, losses = [math.log(w) for w in some], [points[w] for w in some]
+        line = linear_regression(logs, losses)
+        slope = min(max(line.slope, STEEPEST), FLATTEST)
+        if above and below:
+            x, y = mean(logs), mean(losses)
+    low, high = math.log(min(points) / 3), math.log(max(points) * 3)
+    return max(1.0, math.exp(min(max(x + (aim - y) / slope, low), high)))
+
+
+def _next_width(points: dict[int, float], aim: float) -> int | None:
+    """Give the untried width nearest to the estimate, wider or narrower than all if it has to be.
+
+    None if a model of width 1 is still too good.
+    """
+    low, high = 1, 3 * max(points)
+    if all(value < aim for value in points.values()):
+        high = min(points) - 1
+    if all(value >= aim for value in points.values()):
+        low = max(points) + 1
+    there = _crossing(points, aim)
+    untried = (w for w in range(low, high + 1) if w not in points)
+    return min(untried, key=lambda w: abs(math.log(w / there)), default=None)
 
 
 def matched_width_preset(corpus_hash: str) -> int | None:
