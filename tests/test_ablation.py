@@ -1,5 +1,6 @@
 """Running with nodes cut out, against a plain-torch forward pass with the same cuts."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -163,7 +164,7 @@ def test_everything_is_undone_after_the_block_and_after_an_exception(model, toke
     with pytest.raises(RuntimeError):
         fail_inside()
     assert torch.equal(model(tokens), before)
-    assert all(not hook.fwd_hooks for hook in model.hook_dict.values())
+    assert all(not hook._forward_hooks for hook in model.hook_dict.values())
 
 
 def test_gradients_of_gates_match_finite_differences(model, tokens):
@@ -382,6 +383,46 @@ def test_a_circuit_runs_inside_a_block_with_hooks_live(cut, model, tokens):
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)
     assert "blocks.0.hook_attn_read" in cache
     assert torch.equal(model(tokens), before)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_resetting_hooks_inside_the_block_leaves_the_circuit(stock, model, tokens):
+    if stock:
+        model = HookedTransformer(SHAPE | {"dtype": torch.float64, "use_attention_sinks": False})
+    circuit = whole_circuit(model)
+    circuit = replace(circuit, edges=circuit.edges[::3])
+    seen = []
+    model.add_hook("blocks.0.hook_mlp_out", lambda x, hook: seen.append(hook.name))
+    with only_circuit(model, circuit):
+        alone = model(tokens)
+        assert len(seen) == 1
+        model.reset_hooks()
+        assert torch.equal(model(tokens), alone)
+        model.remove_all_hook_fns(including_permanent=True)
+        assert torch.equal(model(tokens), alone)
+    assert len(seen) == 1
+    assert not torch.equal(model(tokens), alone)
+
+
+def test_a_circuit_is_not_written_down_as_its_model(model, tokens, tmp_path):
+    """Its cut parameters would be saved, copied or chosen from in the place of the model's own."""
+    circuit, before = whole_circuit(model), model.state_dict()
+    with only_circuit(model, replace(circuit, edges=circuit.edges[::2])):
+        for what, call in {
+            "save": lambda: model.save(tmp_path / "inside"),
+            "state_dict": model.state_dict,
+            "load_state_dict": lambda: model.load_state_dict(before),
+            "project_": model.project_,
+            "a copy": lambda: deepcopy(model),
+            "only_circuit": lambda: only_circuit(model, circuit).__enter__(),
+        }.items():
+            with pytest.raises(ValueError, match=f"running a circuit.* and {what} would take"):
+                call()
+        assert model(tokens).isfinite().all()
+    assert not (tmp_path / "inside").exists()
+    assert before.keys() == model.state_dict().keys()
+    model.save(tmp_path / "outside")
+    assert torch.equal(deepcopy(model)(tokens), model(tokens))
 
 
 def test_circuits_of_another_model_are_refused(model):

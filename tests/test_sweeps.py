@@ -704,13 +704,18 @@ def test_the_command_compares(made_up, text, texts, tmp_path):
     asked = ["--preset", "tiny", "--folder", tmp_path, "--targets", "0.15,0.5", "--quiet"]
     result = command(*asked, "--no-sae", name="compare")
     assert result.exit_code == 0, result.output
-    assert "| 0.5 | 6 (6 to 6) | 300 (300 to 300) | 50 (50 to 50) | 2 |" in result.stdout
+    assert "| 0.5 | 6 | 300 | 50 | 2 |" in result.stdout
     assert not list((tmp_path / "models").glob("*/saes"))
     result = command(*asked, name="compare")
-    row = "| 0.15 | 6 (6 to 6) | 300 (300 to 300) | 50 (50 to 50) | 2 | 60 (60 to 60) | 10 (10 to"
+    row = "| 0.15 | 6 | 300 | 50 | 2 | 60 | 10 |"
     assert row in result.stdout
     numbers = json.loads(command(*asked, "--json", name="compare").stdout)
     assert numbers["about"]["width match"]["width"] > 2
+    other = command(*asked[:-3], "--targets", "0.05,0.5,0.5", "--json", "--quiet", name="compare")
+    tables = json.loads(other.stdout)["tables"]  # audits, SAEs and tables are at 0.15
+    assert [row["target loss"] for row in tables["targets"]] == [0.5, 0.15, 0.05]
+    assert tables["tasks"]
+    assert {row["arm"] for row in tables["arms"]} == {"sparse", "dense", "SAEs on the dense"}
     for wrong, message in (
         (["--targets", "x"], "targets are losses in nats joined by commas, got 'x'"),
         (["--preset", "y"], "A preset is one of tiny, laptop, gpu, paper; got 'y'"),
@@ -782,3 +787,9 @@ def test_the_command_refuses_what_cant_work(arguments, message, tmp_path):
     result = command(*arguments, "--folder", tmp_path / "x", "--quiet")
     assert (result.exit_code, message in result.output) == (1, True), result.output
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("field", ["widths", "nonzeros"])
+def test_a_preset_without_a_main_size_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} of a preset are two or more"):
+        replace(TINY, **{field: (32,)})

@@ -37,6 +37,8 @@ def test_geometric_means_and_their_intervals():
     assert found is not None
     assert (found.value, found.n) == (pytest.approx(8), 2)  # of 4 and 16, each task once
     assert (found.low, found.high) == (pytest.approx(4), pytest.approx(16))
+    assert (found.to_list(), str(found)) == ([8], "8")  # of two tasks there is no interval
+    assert len(estimate({task: [2] for task in "abcd"}).to_list()) == 3
     assert estimate({}) is None
     rng = random.Random(1)
     logs = [rng.gauss(1, 0.5) for _ in range(40)]
@@ -106,9 +108,9 @@ def test_the_sae_arm_stands_beside_the_others_at_the_dense_model_of_nearest_loss
     summary = summarise("figure2", TWO_SEEDS, NOWHERE, written(tmp_path, TWO_SEEDS))
     sparse, dense, saes = summary.tables["arms"]
     assert (sparse["nodes"][0], sparse["edges"][0]) == (8, 4)
-    assert dense["edges / sparse"] == [16.0, 16.0, 16.0]
+    assert dense["edges / sparse"] == [16.0]
     assert (saes["arm"], saes["tasks with a circuit"]) == ("SAEs on the dense", [2, 1])
-    assert saes["edges / sparse"] == [9.0, 9.0, 9.0]  # 36 / 4
+    assert saes["edges / sparse"] == [9.0]  # 36 / 4
     assert saes["edges / dense"][0] == pytest.approx(36 / 64, rel=1e-3)
     # Each task counts once: for_while has seed 0 alone, the quotes the mean of both seeds.
     nodes = math.sqrt(24 * math.sqrt(24 * 25))
@@ -152,25 +154,30 @@ def test_each_sparse_model_is_set_beside_the_dense_one_of_nearest_loss(tmp_path)
     preset = TWO_ARMS
     done = Finished(FIGURES["figure2"](preset, NOWHERE), store)
     (sparse, *dense) = model_rows(done)
-    assert (sparse["arm"], sparse["seeds"], sparse["edges"]) == ("sparse", 2, [4.0, 4.0, 4.0])
+    assert (sparse["arm"], sparse["seeds"], sparse["edges"]) == ("sparse", 2, [4.0])
     assert sparse["matched dense widths"] == [8, 8]
     assert sparse["mean loss gap"] == pytest.approx(0.05)
-    assert sparse["dense / sparse edges"] == [16.0, 16.0, 16.0]
-    assert sparse["by nodes"] == [32.0, 32.0, 32.0]
+    assert sparse["dense / sparse edges"] == [16.0]
+    assert sparse["by nodes"] == [32.0]
     assert sparse["tasks with a circuit"] == [2, 2]
     assert [(row["width"], row["tasks with a circuit"]) for row in dense] == [
         (8, [2, 1]), (16, [2, 1])
     ]  # fmt: skip
     easy, asked = target_rows(done, preset.targets)
     assert (easy["sparse edges"][0], easy["dense edges"][0]) == (8.0, 128.0)
-    assert (asked["dense / sparse"], asked["tasks compared"]) == ([16.0, 16.0, 16.0], 2)
+    assert (asked["dense / sparse"], asked["tasks compared"]) == ([16.0], 2)
     first, last = stage_rows(done)  # no circuit here has a second stage
     assert "the paper's count" in first["edges left after"]
     assert (first["sparse edges"][0], first["dense edges"][0]) == (12.0, 384.0)
-    assert first["dense / sparse"] == [32.0, 32.0, 32.0]
+    assert first["dense / sparse"] == [32.0]
     assert last == {"edges left after": "the clean-up"} | {
         name: value for name, value in asked.items() if name != "target loss"
     }
+
+
+def test_only_the_matched_dense_models_stand_in_a_comparisons_audit(tmp_path):
+    rows = summarise("figure2", TWO_ARMS, NOWHERE, written(tmp_path)).tables["audit"]
+    assert [(row["arm"], row["of"]) for row in rows] == [("sparse", 4), ("dense", 3)]
 
 
 def test_each_tasks_edges_stand_seed_by_seed_with_why_there_are_none(tmp_path):
@@ -196,7 +203,7 @@ def test_a_summary_is_written_with_what_is_there_and_says_what_is_missing(tmp_pa
     summary.save(tmp_path)
     page, html = (tmp_path / "figure2.md").read_text(), (tmp_path / "figure2.html").read_text()
     assert f"all {n} cells are done" in page
-    assert "| 0.15 | 4 (4 to 4) | 64 (64 to 64) | 16 (16 to 16) | 2 |" in page
+    assert "| 0.15 | 4 | 64 | 16 | 2 |" in page
     assert "| sparse | necessary | 4 | 4 |" in page
     assert "<svg" in html
     assert "<h1>Edges against target loss, sparse and dense</h1>" in html
@@ -234,7 +241,7 @@ def test_the_example_writes_the_page_of_whatever_is_done(tmp_path):
     assert text.startswith("# Words\n\n<!-- made by")
     assert text.endswith("<!-- end -->\n\nMore words.\n")
     assert "stale" not in text
-    assert "| 0.15 | 4 (4 to 4) | 64 (64 to 64) | 16 (16 to 16) | 2 |" in text
+    assert "| 0.15 | 4 | 64 | 16 | 2 |" in text
     assert "| 0.15 | 240 | 5,798 | 24 |" in text  # the paper's
     assert "[the SAE arm](../concepts/sae_arm.md)" in text
 

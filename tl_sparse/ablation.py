@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -186,18 +186,34 @@ def gated(
     Raises:
         ValueError: If edges are cut through W_O in a stock model with attention sinks.
     """
-    hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = []
-    for site, gate in gates.items():
-        info = sites[site]
-        value = values[site].to(gate.device, gate.dtype)
-        value = value.reshape(*value.shape[:-1], *info.shape)
-        hooks.append((info.hook_name, partial(_gate, info.spread(gate).reshape(info.shape), value)))
     cut = _cut(model, sites, completed(model, sites, edges or {}), values, gates, learned)
-    with cut, model.hooks(fwd_hooks=hooks), fast_attention(model):
+    with cut, _nodes_gated(model, sites, gates, values), fast_attention(model):
         yield
 
 
-def _gate(gate: Tensor, value: Tensor, activation: Tensor, hook: Any) -> Tensor:
+@contextmanager
+def _nodes_gated(
+    model: HookedTransformer,
+    sites: SiteMap,
+    gates: Mapping[Site, Tensor],
+    values: Mapping[Site, Tensor],
+) -> Iterator[None]:
+    """Gate nodes by torch's own hooks: `model.reset_hooks()` inside the block leaves them."""
+    handles = []
+    try:
+        for site, gate in gates.items():
+            info = sites[site]
+            value = values[site].to(gate.device, gate.dtype)
+            value = value.reshape(*value.shape[:-1], *info.shape)
+            hook = partial(_gate, info.spread(gate).reshape(info.shape), value)
+            handles.append(model.hook_dict[info.hook_name].register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gate(gate: Tensor, value: Tensor, module: Any, inputs: Any, activation: Tensor) -> Tensor:
     if value.ndim > gate.ndim:
         check_same_shape(activation, value)
     like = activation.dtype  # the host's norms give float32 in a model of half precision
@@ -295,14 +311,19 @@ def only_circuit(
 ) -> Iterator[None]:
     """Run a model with only a circuit left in, inside a `with` block.
 
-    All of the model's hooks stay live, and everything is undone at the end, even by an exception.
+    All of the model's hooks stay live, `model.reset_hooks()` leaves the circuit in place, and
+    everything is undone at the end, even by an exception. Meanwhile cut parameters stand in the
+    place of the model's own: what would write these down, `save`, `state_dict` and copies, and
+    what would change them is refused.
     A circuit found under a resampling ablation takes the values of what is out from a run on
     `other` prompts, as tokens; inside the block the model is run on tokens of that shape.
 
     Raises:
         ValueError: If the circuit was found in another model, or does not fit it; if `other` lacks
-            under resampling, or is given without.
+            under resampling, or is given without; if the model is running a circuit already.
     """
+    if "state_dict" in vars(model):
+        _refuse("only_circuit")
     check_circuit(circuit, model, resampling=True, latents=True, bundles=True)
     if circuit.resamples != (other is not None):
         raise ValueError(
@@ -326,8 +347,33 @@ def only_circuit(
             for info in sites.sites
         }
     edges = selection.edge_gates(like, nonzero_weights(model, sites))
-    with gated(model, sites, selection.node_gates(like), values, edges):
+    running = gated(model, sites, selection.node_gates(like), values, edges)
+    with running, _not_written_down(model):
         yield
+
+
+_REFUSED = ("state_dict", "load_state_dict", "save", "project_", "__deepcopy__")
+"""Methods that take the model's parameters for its own."""
+
+
+@contextmanager
+def _not_written_down(model: HookedTransformer) -> Iterator[None]:
+    """Refuse, in a `with` block, what would take a circuit's parameters for the model's own."""
+    names = [name for name in _REFUSED if name == "__deepcopy__" or hasattr(model, name)]
+    vars(model).update({name: partial(_refuse, name) for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(model)[name]
+
+
+def _refuse(name: str, *args: Any, **kwargs: Any) -> NoReturn:
+    what = "a copy" if name == "__deepcopy__" else name
+    raise ValueError(
+        f"The model is running a circuit, whose cut parameters stand in the place of its own, and "
+        f"{what} would take them for the model's. Leave the block of only_circuit first."
+    )
 
 
 def select_circuit(circuit: Circuit, sites: SiteMap, device: torch.device) -> Selection:

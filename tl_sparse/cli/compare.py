@@ -41,7 +41,10 @@ def compare(
     ] = None,
     targets: Annotated[
         str | None,
-        typer.Option(help="Target losses in nats, joined by commas, in place of the preset's."),
+        typer.Option(
+            help="Target losses in nats, joined by commas, in place of the preset's; 0.15, at "
+            "which circuits are audited, is always one."
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="The largest gap in validation loss that counts as equal.")

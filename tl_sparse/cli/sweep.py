@@ -166,7 +166,7 @@ def _some(option: str, joined: str) -> tuple[str, ...]:
             f"--{option} is one or more of them joined by commas, got {joined!r}. "
             "Leave it out for the preset's."
         )
-    return found
+    return tuple(dict.fromkeys(found))
 
 
 def _known(name: str, known: object, what: str) -> str:

@@ -59,6 +59,7 @@ def compare(
 ) -> Comparison:
     """Compare the main sparse model of a preset with its dense control, over tasks and targets.
 
+    The paper's target of 0.15 is always among those: there circuits are audited.
     And with SAEs on the control, at the preset's `sae_targets`, unless its `saes` are None. Models,
     cells, text and results are kept in the folder; a second call goes on. `tolerance` is the
     largest mean gap in validation loss, in nats a token, that counts as equal. After `hours` no
@@ -128,4 +129,4 @@ def _all_cells(preset: Preset, text: Text, sparse: Sequence[ModelCell], width: i
     models: list[ModelCell] = []
     for model in sparse:
         models += [model, dense_model(preset, text, seed=model.training.seed, width=width)]
-    return [*arms_of(preset, models, targets=preset.targets)]
+    return [*arms_of(preset, models, targets=preset.all_targets)]

@@ -135,8 +135,7 @@ def figure2(preset: Preset, text: Text) -> list[Cell]:
     The SAEs are on the dense controls, at the target of 0.15.
     """
     models = [m for seed in preset.seeds for m in _main_pair(preset, text, seed=seed)]
-    others = [target for target in preset.targets if target != TARGET]
-    return [*arms_of(preset, models, targets=(TARGET, *others))]
+    return [*arms_of(preset, models, targets=preset.all_targets)]
 
 
 def figure3(preset: Preset, text: Text) -> list[Cell]:

@@ -52,7 +52,8 @@ class Preset:
     seeds: tuple[int, ...] = (0, 1, 2)
     tasks: tuple[str, ...] = PAPER_TASKS
     targets: tuple[float, ...] = (0.5, TARGET, 0.05)
-    """Target losses of Figure 2, in nats."""
+    """Target losses of Figure 2 and of comparisons, in nats; the paper's, 0.15, is always among
+    `all_targets`."""
     activation_density: float = 0.25
     activation_densities: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     saes: SAESettings | None = SAES
@@ -64,6 +65,24 @@ class Preset:
     device: Literal["cpu", "cuda"] = "cpu"
     hours: float
     """What the whole of it is estimated to take, on the machine that the preset is for."""
+
+    def __post_init__(self) -> None:
+        """Check what would fail later, and elsewhere.
+
+        Raises:
+            ValueError: If there is no second width or number of nonzeros.
+        """
+        for name in ("widths", "nonzeros"):
+            if len(some := getattr(self, name)) < 2:
+                raise ValueError(
+                    f"{name} of a preset are two or more, of which the second is the main one, got "
+                    f"{some}."
+                )
+
+    @property
+    def all_targets(self) -> tuple[float, ...]:
+        """Target losses, each once: the paper's, at which circuits are audited, then the others."""
+        return tuple(dict.fromkeys((TARGET, *self.targets)))
 
     def text(self, folder: Any, *, progress: bool = True) -> Text:
         """Make or open the text."""

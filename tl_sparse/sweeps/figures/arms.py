@@ -43,7 +43,7 @@ KINDS = {
 
 def arm_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
     """Give a row for each arm that has a circuit: sizes, and how many times the others'."""
-    pairs = _matched(done)
+    pairs = matched(done)
     rows = []
     for arm in ARMS:
         edges = _counts(done, pairs, arm, "n_edges", target)
@@ -64,7 +64,7 @@ def arm_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]:
     return rows
 
 
-def _matched(done: Finished) -> list[tuple[ModelCell, ModelCell]]:
+def matched(done: Finished) -> list[tuple[ModelCell, ModelCell]]:
     """Pair each sparse model with its dense match."""
     return [(m, rival) for m in done.sparse() if (rival := done.match(m)) is not None]
 
@@ -116,7 +116,7 @@ def three_arm_rows(done: Finished, targets: Sequence[float]) -> list[dict[str, A
     On the tasks that the sparse model and the SAE arm have a circuit for, which may be others than
     those of the columns before.
     """
-    pairs, rows = _matched(done), target_rows(done, targets)
+    pairs, rows = matched(done), target_rows(done, targets)
     for row in rows:
         sparse, saes = (
             _counts(done, pairs, arm, "n_edges", row["target loss"]) for arm in ("sparse", SAE_ARM)
@@ -161,7 +161,7 @@ def sae_task_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, A
     rows: dict[str, dict[str, Any]] = {}
     columns = {"nodes": "n_nodes"} | KINDS | {"edges": "n_edges"}
     columns["edges at errors"] = columns.pop("edges at errors")  # beside the edges, at the end
-    for _, dense in _matched(done):
+    for _, dense in matched(done):
         for cell in done.tried(dense, target=target, saes=True):
             result = done.results[cell.key]
             row = rows.setdefault(cell.task, {"task": cell.task} | {name: [] for name in columns})

@@ -4,7 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tl_sparse.sweeps.figures.arms import SAE_ARM, arm_rows, sae_rows, sae_task_rows, three_arm_rows
+from tl_sparse.sweeps.figures.arms import (
+    SAE_ARM,
+    arm_rows,
+    matched,
+    sae_rows,
+    sae_task_rows,
+    three_arm_rows,
+)
 from tl_sparse.sweeps.figures.capabilities import bits_curves, bits_rows, cost_rows
 from tl_sparse.sweeps.figures.finished import Finished
 from tl_sparse.sweeps.figures.frontier import (
@@ -85,14 +92,14 @@ class Contents:
 def two_arms(preset: Preset, text: Text, done: Finished) -> Contents:
     """Edges against target loss, in the arms; the tables of SAEs are empty where there are none."""
     tables = {
-        "targets": three_arm_rows(done, preset.targets),
+        "targets": three_arm_rows(done, sorted(preset.all_targets, reverse=True)),
         "stages": stage_rows(done),
         "arms": arm_rows(done),
         "saes": sae_rows(done),
         "sae tasks": sae_task_rows(done),
         "models": model_rows(done),
         "tasks": task_rows(done),
-        "audit": verdict_rows(done),
+        "audit": verdict_rows(done, [model for pair in matched(done) for model in pair]),
     }
     return Contents(
         tables,

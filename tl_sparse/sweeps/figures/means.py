@@ -9,10 +9,16 @@ import numpy as np
 
 N_RESAMPLES = 2000
 
+FEWEST_GROUPS = 4
+"""Of fewer, 95 % of resampled means reach from the smallest group to the largest: no interval."""
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A geometric mean, with the 95 % interval of a bootstrap over its groups."""
+    """A geometric mean, with the 95 % interval of a bootstrap over its groups.
+
+    With fewer than `FEWEST_GROUPS` the interval says nothing, and is not shown.
+    """
 
     value: float
     low: float
@@ -21,11 +27,14 @@ class Estimate:
     """Groups, such as tasks, that it is over."""
 
     def to_list(self) -> list[float]:
-        """Give value and interval, rounded to four digits."""
-        return [float(f"{v:.4g}") for v in (self.value, self.low, self.high)]
+        """Give value and interval, or the value alone, rounded to four digits."""
+        interval = (self.low, self.high) if self.n >= FEWEST_GROUPS else ()
+        return [float(f"{v:.4g}") for v in (self.value, *interval)]
 
     def __str__(self) -> str:
         """Value and interval."""
+        if self.n < FEWEST_GROUPS:
+            return f"{self.value:.3g}"
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 

@@ -140,8 +140,8 @@ def _written(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, list) and any(isinstance(v, float) for v in value):
-        middle, low, high = (f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in value)
-        return f"{middle} ({low} to {high})"
+        middle, *interval = (f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in value)
+        return f"{middle} ({' to '.join(interval)})" if interval else middle
     if isinstance(value, list):
         return ", ".join("-" if v is None else str(v) for v in value)
     return f"{value:,}" if isinstance(value, int) else str(value)

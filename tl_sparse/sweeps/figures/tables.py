@@ -1,6 +1,6 @@
 """Tables of models, targets, stages, tasks, claims, methods and changes of the optimiser."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tl_sparse.sweeps.cells import CircuitCell, ModelCell
@@ -161,11 +161,13 @@ def task_rows(done: Finished, *, target: float = TARGET) -> list[dict[str, Any]]
     return sorted(rows, key=lambda row: -(row["dense / sparse"] or 0))
 
 
-def verdict_rows(done: Finished) -> list[dict[str, Any]]:
-    """Count how often each claim of the audit holds, by arm."""
-    rows = []
+def verdict_rows(done: Finished, models: Iterable[ModelCell] | None = None) -> list[dict[str, Any]]:
+    """Count how often each claim of the audit holds, by arm, in all models or in some."""
+    rows, keys = [], None if models is None else {model.key for model in models}
     of_arm: dict[str, list[CircuitCell]] = {"sparse": [], "dense": [], "SAEs on the dense": []}
     for cell in done.circuits:
+        if keys is not None and cell.model.key not in keys:
+            continue
         arm = "dense" if is_dense(cell.model) else "sparse"
         of_arm[arm if cell.saes is None else f"SAEs on the {arm}"].append(cell)
     for arm, cells in of_arm.items():
