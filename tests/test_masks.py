@@ -63,3 +63,13 @@ def test_applying_masks_does_not_choose_them_anew():
     for name, mask in model.weight_masks.items():
         assert torch.equal(mask, before[name])
         assert (model.get_parameter(name)[~mask] == 0).all()
+
+
+def test_two_names_of_one_parameter_are_refused_before_anything_is_written(tmp_path):
+    model = make_model()
+    model.blocks[1] = model.blocks[0]
+    message = r"blocks\.0\.\S+ and blocks\.1\.\S+ are one parameter"
+    for call in (model.project_, lambda: model.save(tmp_path / "shared")):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert not (tmp_path / "shared").exists()

@@ -22,6 +22,7 @@ from test_sweeps_figures import SCORES
 from typer.testing import CliRunner
 
 from tl_sparse import Circuit, HookedSparseTransformer, cli, compare
+from tl_sparse.ablation import references
 from tl_sparse.cli.sweep import finish
 from tl_sparse.config import AuditConfig, PruningConfig
 from tl_sparse.presets import demo_shape
@@ -42,7 +43,7 @@ from tl_sparse.sweeps.cells import cell_of
 from tl_sparse.sweeps.engine import Outcome
 from tl_sparse.sweeps.plans import dense_model, is_dense, sparse_model
 from tl_sparse.sweeps.presets import n_block_weights
-from tl_sparse.sweeps.work import do, log_kurtosis
+from tl_sparse.sweeps.work import _references, do, log_kurtosis
 from tl_sparse.tasks import get
 from tl_sparse.training import TrainingRun, mean_loss
 
@@ -252,6 +253,30 @@ def test_a_model_cell_says_what_is_true_of_its_model(text, finished):
     n_windows = min(64, corpus.validation.windows_per_epoch(128))
     windows = corpus.validation.windows(n_ctx=128, n_windows=n_windows)
     assert result["validation_loss"] == pytest.approx(mean_loss(model, windows), rel=1e-5)
+
+
+def test_references_are_measured_once_and_half_written_ones_again(text, finished, monkeypatch):
+    """Two workers may measure them at once, so nothing is ever moved out of a reader's way."""
+    cell = next(c for c in few_cells(text) if isinstance(c, CircuitCell))
+    model = HookedSparseTransformer.load(finished.model_folder(cell.model))
+    corpus = text.open(finished.text_folder, progress=False)
+    (about,) = finished.place(cell.model).glob("references-*.json")
+    assert model_hash(model)[:16] in about.name
+    measured = []
+
+    def measure(*args: Any, **kwargs: Any) -> Any:
+        measured.append(args)
+        return references(*args, **kwargs)
+
+    monkeypatch.setattr("tl_sparse.sweeps.work.references", measure)
+    first = _references(cell, finished, model, corpus, progress=False)
+    assert measured == []
+    about.unlink()
+    second = _references(cell, finished, model, corpus, progress=False)
+    assert len(measured) == 1
+    assert about.is_file()
+    assert first.provenance == second.provenance
+    assert all(torch.equal(first.values[site], second.values[site]) for site in first.values)
 
 
 def test_kurtosis_is_that_of_the_definition():

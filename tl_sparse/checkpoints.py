@@ -23,7 +23,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 
 from tl_sparse.config import SparsityConfig
-from tl_sparse.files import recover_folder, whole_folder
+from tl_sparse.files import recover_folder, whole_folder, write_bytes
 from tl_sparse.rules import plain
 
 FORMAT = 3
@@ -45,13 +45,13 @@ def versions() -> dict[str, str]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file inside a folder that is not in place yet.
+    """Write tensors to a safetensors file, whole or not at all.
 
     Raises:
-        OSError: If the disk is full.
+        OSError: If the disk is full or the place can't be written; what stood there is untouched.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.write_bytes(save(contiguous))  # our own write: a full disk is then a plain OSError
+    write_bytes(path, save(contiguous))  # our own write: a full disk is then a plain OSError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

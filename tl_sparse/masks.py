@@ -63,6 +63,24 @@ def masked_parameters(model: nn.Module, n_layers: int) -> tuple[MaskedParameter,
     return tuple(parameter for parameter in wanted if parameter.name in present)
 
 
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Give a model's parameters by name, each with one name.
+
+    Raises:
+        ValueError: If two names are one parameter, which would have two masks.
+    """
+    found: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter in found:
+            raise ValueError(
+                f"{found[parameter]} and {name} are one parameter, and a sparse model has a mask "
+                "for each and saves each. Give one of them a copy: "
+                "torch.nn.Parameter(shared.detach().clone())."
+            )
+        found[parameter] = name
+    return {name: parameter for parameter, name in found.items()}
+
+
 class WeightMasks(nn.Module, Mapping[str, Tensor]):
     """The boolean masks of a model by parameter name: `model.weight_masks["blocks.0.mlp.W_in"]`.
 
@@ -117,7 +135,7 @@ class WeightMasks(nn.Module, Mapping[str, Tensor]):
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
         """Zero, in place, every masked entry of the model's parameters."""
-        parameters = dict(model.named_parameters())
+        parameters = own_parameters(model)
         for name, mask in self.items():
             zero_outside_(parameters[name], mask)
 
@@ -133,7 +151,7 @@ class WeightMasks(nn.Module, Mapping[str, Tensor]):
         The densities are those of `sparsity` unless others are given (while annealing), as
         `weight_density`, `embedding_density` and `bias_density`.
         """
-        parameters = dict(model.named_parameters())
+        parameters = own_parameters(model)
         for group in groups(self.specs, sparsity.qkv_ranking):
             name = f"{group[0].kind}_density"
             density = densities[name] if name in densities else getattr(sparsity, name)

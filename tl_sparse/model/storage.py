@@ -14,7 +14,7 @@ from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAME
 from tl_sparse.checkpoints import load_model_folder, save_model_folder
 from tl_sparse.config import SparsityConfig
 from tl_sparse.hub import card, fetch_folder, push_folder
-from tl_sparse.masks import WeightMasks, kept_beyond_density
+from tl_sparse.masks import WeightMasks, kept_beyond_density, own_parameters
 from tl_sparse.model.blocks import AttentionPath
 from tl_sparse.released import read_released, write_released
 
@@ -38,10 +38,12 @@ class StoredTransformer(HookedTransformer):
         """Write config, weights, masks and tokenizer to a folder, whole or not at all.
 
         Raises:
-            ValueError: If the parameters are of another type than `cfg.dtype` says.
+            ValueError: If the parameters are of another type than `cfg.dtype` says, or two names
+                are one parameter.
             OSError: If the disk is full; what stood there is untouched.
         """
-        for name, parameter in self.named_parameters():
+        parameters = own_parameters(self)
+        for name, parameter in parameters.items():
             if parameter.dtype != self.cfg.dtype:
                 raise ValueError(
                     f"{name} is {parameter.dtype} and cfg.dtype says {self.cfg.dtype}: the folder "
@@ -53,7 +55,7 @@ class StoredTransformer(HookedTransformer):
             cfg=self.cfg,
             sparsity=self.sparsity,
             attention=self.attention,
-            parameters=dict(self.named_parameters()),
+            parameters=parameters,
             masks=dict(self.weight_masks),
             tokenizer=self.tokenizer,
             trained_on=self.trained_on,

@@ -16,12 +16,12 @@ from transformer_lens import HookedTransformer
 from tl_sparse.ablation import References, references
 from tl_sparse.auditing import audit
 from tl_sparse.capability import CapabilityRow, NGramModel, capability_row
-from tl_sparse.checkpoints import read_tensors, write_tensors
+from tl_sparse.checkpoints import read_json, read_tensors, write_tensors
 from tl_sparse.circuit import Circuit, Site
 from tl_sparse.concepts import ConceptConfig, ConceptReport
 from tl_sparse.concepts import score as score_concepts
 from tl_sparse.data import Corpus
-from tl_sparse.files import whole_folder, write_text
+from tl_sparse.files import write_text
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.presets import demo_shape
 from tl_sparse.pruning import TaskGateError, UnreachableTargetError, prune
@@ -351,18 +351,20 @@ def _references(
     *,
     progress: bool,
 ) -> References:
-    """Measure the means of a model's nodes, or open those that another cell measured."""
+    """Measure the means of a model's nodes, or open those that another cell measured.
+
+    Workers may do so at once. What they write is the same, so the name is of the weights, and each
+    file is replaced whole.
+    """
     of = "" if cell.saes is None else f"-{cell.saes.key}"
-    place = store.place(cell.model) / f"references-{cell.n_reference_tokens}{of}"
-    if (place / "references.json").is_file():
-        about = json.loads((place / "references.json").read_text(encoding="utf-8"))
-        if about["model_hash"] == model_hash(model):
-            tensors = read_tensors(place / "values.safetensors")
-            values = {Site.parse(name): tensor for name, tensor in tensors.items()}
-            return References(values, "corpus_mean", about["model_hash"], about["provenance"])
+    weights = model_hash(model)
+    name = f"references-{cell.n_reference_tokens}{of}-{weights[:16]}"
+    values = store.place(cell.model) / f"{name}.safetensors"
+    about = store.place(cell.model) / f"{name}.json"
+    if about.is_file():
+        tensors = {Site.parse(site): tensor for site, tensor in read_tensors(values).items()}
+        return References(tensors, "corpus_mean", weights, read_json(about))
     refs = references(model, corpus, cell.n_reference_tokens, progress=progress)
-    about = {"model_hash": refs.model_hash, "provenance": dict(refs.provenance)}
-    with whole_folder(place) as temporary:
-        write_tensors(temporary / "values.safetensors", {str(s): v for s, v in refs.values.items()})
-        write_text(temporary / "references.json", json.dumps(about))
+    write_tensors(values, {str(site): tensor for site, tensor in refs.values.items()})
+    write_text(about, json.dumps(dict(refs.provenance)))
     return refs
