@@ -206,6 +206,8 @@ def test_a_function_without_a_window_and_a_foreign_tokenizer_are_refused(corpus)
     ):
         with pytest.raises(ValueError, match=message):
             capability.bits_per_byte(uniform(5), corpus, **wrong)
+    with pytest.raises(ValueError, match="reads at most 16 tokens at a time, got n_ctx=17"):
+        capability.bits_per_byte(make_model(n_ctx=16), corpus, n_ctx=17)
     for n_tokens in (0, -5):
         with pytest.raises(ValueError, match=f"or None, got {n_tokens}"):
             NGramModel.fit(corpus.train, corpus.d_vocab, n_tokens=n_tokens)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,24 @@ def test_other_architectures_train_and_splice(architecture, loaded, model, corpu
     spliced = splice(model, saes)
     assert site_map(spliced)[Site(0, "mlp_out")].width == 4 * 16 + 1
     torch.testing.assert_close(spliced(tokens), model(tokens), rtol=0, atol=1e-4)
+
+
+def test_a_site_that_is_always_zero_is_named(model, corpus, tmp_path):
+    silent = deepcopy(model)
+    with torch.no_grad():
+        silent.blocks[0].mlp.W_out.zero_()
+        silent.blocks[0].mlp.b_out.zero_()
+    settings = replace(SMALL, sites=("mlp_out",), n_windows=8)
+    with pytest.raises(ValueError, match=r"0\.mlp_out is zero at every token"):
+        train_saes(silent, corpus, tmp_path, settings, progress=False)
+
+
+def test_settings_that_differ_have_names_that_differ():
+    changes = ({}, {"n_windows": 8}, {"learning_rate": 0.01}, {"batch_size": 7}, {"seed": 1},
+               {"sites": ("mlp_out",)}, {"sites": ("mlp_out", "attn_in")})  # fmt: skip
+    names = [replace(SAESettings(), **change).name for change in changes]
+    assert len(set(names)) == len(names)
+    assert names[0] == "topk-x8-l0-16-seed0"
 
 
 def test_activations_are_those_of_the_windows_mixed_and_again(model, corpus):

@@ -268,6 +268,9 @@ def test_a_curve_is_saved_loaded_and_drawn(tmp_path):
     assert StrengthCurve.load(tmp_path / "curve.json") == made()
     values = json.loads((tmp_path / "curve.json").read_text())
     assert values["strength_at_half"] == pytest.approx(0.15)
+    for name in ("strengths", "probability", "by_side", "random", "reverse"):
+        with pytest.raises(ValueError, match=f"has the field '{name}', and here is none"):
+            StrengthCurve.from_dict({k: v for k, v in values.items() if k != name})
     with pytest.raises(ValueError, match="not the fields of a StrengthCurve"):
         StrengthCurve.from_dict(values | {"colour": 1})
     for wrong in ({"strengths": 5}, {"by_side": 5}, {"probability": None}):
@@ -452,6 +455,10 @@ def test_a_task_or_strengths_that_make_no_curve_are_refused(tokens):
     uneven = closing(test=[(("(FFFF", "8FFF"), (")", "9"))])
     with pytest.raises(ValueError, match="pairs whose prompts differ in length"):
         strength_curve(dense, sparse, bridges, uneven, NODES[0])
+    short = make_dense(n_ctx=4)
+    joined = sized(make_bridges(short, sparse), short, sparse, tokens[:, :4])
+    with pytest.raises(ValueError, match=r"a prompt of \d+ tokens; the model reads at most 4"):
+        strength_curve(short, sparse, joined, closing(), NODES[0])
     for wrong in ((), (0.5, 0.1), (0.0, float("nan")), 1.0):
         with pytest.raises(ValueError, match="strengths are a list or tuple"):
             strength_curve(dense, sparse, bridges, closing(), NODES[0], strengths=wrong)  # pyright: ignore[reportArgumentType]

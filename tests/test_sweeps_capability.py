@@ -96,6 +96,11 @@ def test_dense_models_are_as_equal_as_widths_allow():
     )
 
 
+def test_a_width_that_is_equal_in_two_things_says_both():
+    widths = equal_widths(replace(LAPTOP, control_widths=(17,)))
+    assert widths[17] == "loss, about; nonzeros in blocks"
+
+
 def test_the_plan_has_a_ladder_of_nonzeros_and_dense_models_of_every_seed():
     cells = FIGURES["capability"](LAPTOP, NOWHERE)
     models = [c for c in cells if isinstance(c, ModelCell)]

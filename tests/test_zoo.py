@@ -1,6 +1,7 @@
 """Pairs that come with the package: what is written is what is loaded, and it is small."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def test_what_half_precision_holds_is_stored_so_and_nothing_else(tmp_path):
     again = type(model).load(tmp_path / "half")
     assert torch.equal(again.bigram.table, model.bigram.table)
     assert again.bigram.table.dtype == torch.float32
+
+
+def test_a_pair_with_another_model_in_it_is_refused(pair, tmp_path):
+    zoo.write(pair, tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine" / "sparse")
+    shutil.copytree(tmp_path / "mine" / "control", tmp_path / "mine" / "sparse")
+    with pytest.raises(ValueError, match=r"does not fit together: the circuit .* another model"):
+        zoo.load_folder(tmp_path / "mine")
 
 
 def test_a_pair_that_is_not_there_is_refused(tmp_path):

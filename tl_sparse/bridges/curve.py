@@ -33,6 +33,7 @@ from tl_sparse.curves import draw_curves
 from tl_sparse.files import write_text
 from tl_sparse.markup import fragment
 from tl_sparse.nodes import Node, Site
+from tl_sparse.pruning.others import check_lengths
 from tl_sparse.rules import NON_NEGATIVE_INTEGER, SEED, Rule, checks_itself, choice, is_number
 from tl_sparse.tasks import PairTask, Split, TaskBatch
 from tl_sparse.tasks.base import SPLITS
@@ -132,10 +133,12 @@ class StrengthCurve:
         given: dict[str, Any] = {k: v for k, v in values.items() if k != "strength_at_half"}
         try:
             for name in ("strengths", "probability", "random", "reverse"):
-                given[name] = tuple(map(float, given.get(name, ())))
-            a, b = given.get("by_side", ((), ()))
+                given[name] = tuple(map(float, given[name]))
+            a, b = given["by_side"]
             given["by_side"] = tuple(map(float, a)), tuple(map(float, b))
             return cls(**given)
+        except KeyError as error:
+            raise ValueError(f"A StrengthCurve has the field {error}, and here is none.") from None
         except (TypeError, ValueError) as error:
             raise ValueError(f"These are not the fields of a StrengthCurve: {error}.") from None
 
@@ -208,7 +211,7 @@ def strength_curve(
     SEED.check("seed", seed)
     NON_NEGATIVE_INTEGER.check("n_random", n_random)
     choice("all", "answers").check("among", among)
-    batch = paired_batch(task, split, next(dense.parameters()).device)
+    batch = paired_batch(task, split, dense, sparse)
     n_pairs = len(batch.tokens) // 2
     other = batch.tokens.roll(n_pairs, 0)
     push = steering_push(dense, sparse, bridges, nodes, batch.tokens, other, into=into)
@@ -266,14 +269,18 @@ def _means(found: list[list[Tensor]]) -> tuple[float, ...]:
     return tuple(torch.stack(some).mean().item() for some in found)
 
 
-def paired_batch(task: PairTask, split: Split, device: torch.device) -> TaskBatch:
-    """Give a task's prompts, those of side A and then those of side B.
+def paired_batch(
+    task: PairTask, split: Split, dense: HookedTransformer, sparse: HookedTransformer
+) -> TaskBatch:
+    """Give a task's prompts, those of side A and then those of side B, on the models' device.
 
     Raises:
         ValueError: If the two prompts of a pair differ in length, so that what one computes at a
-            token has no place in the other.
+            token has no place in the other, or one is longer than a model reads.
     """
-    batch = task.batch(split).to(device)
+    check_lengths(dense, task)
+    check_lengths(sparse, task)
+    batch = task.batch(split).to(next(dense.parameters()).device)
     n_pairs = len(batch.tokens) // 2
     if not torch.equal(batch.last[:n_pairs], batch.last[n_pairs:]):
         raise ValueError(

@@ -89,7 +89,7 @@ def read_limits(
     choice("all", "answers").check("among", among)
     NON_NEGATIVE_INTEGER.check("n_random", n_random)
     turns = rotations(n_random, dense.cfg.d_model, seed).to(next(dense.parameters()))
-    batch = paired_batch(task, split, next(dense.parameters()).device)
+    batch = paired_batch(task, split, dense, sparse)
     inside = torch.arange(batch.tokens.shape[1], device=turns.device) <= batch.last[:, None]
 
     def reached(site: Site, pushes: Sequence[Tensor]) -> tuple[float, ...]:

@@ -73,7 +73,7 @@ def bits_per_byte(
 
     Raises:
         ValueError: If the tokenizer isn't byte-level, a function is given without n_ctx, or a
-            number is out of range.
+            number is out of range, such as more tokens than the model reads.
     """
     maybe(POSITIVE_INTEGER).check("n_windows", n_windows)
     POSITIVE_INTEGER.check("batch_size", batch_size)
@@ -84,6 +84,10 @@ def bits_per_byte(
         log_probs = predictor
     if n_ctx is None or not is_integer(n_ctx) or n_ctx < 2:
         raise ValueError(f"Windows of 2 tokens or more are needed: set n_ctx, got {n_ctx}.")
+    if isinstance(predictor, HookedTransformer) and n_ctx > predictor.cfg.n_ctx:
+        raise ValueError(
+            f"The model reads at most {predictor.cfg.n_ctx} tokens at a time, got n_ctx={n_ctx}."
+        )
     split, sizes = corpus.validation, token_bytes(corpus.tokenizer)
     windows = split.windows(n_ctx, n_windows or max(1, split.n_tokens // n_ctx))
     nats = 0.0

@@ -18,7 +18,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,8 +117,14 @@ class SAESettings:
 
     @property
     def name(self) -> str:
-        """A short name, good for a folder."""
-        return f"{self.architecture}-x{self.expansion}-l0-{self.l0}-seed{self.seed}"
+        """A short name, good for a folder; what is usual is not in it but for the first four."""
+        usual, more = {f.name: f.default for f in fields(self)}, ""
+        for short, field in (("w", "n_windows"), ("lr", "learning_rate"), ("b", "batch_size")):
+            value = getattr(self, field)
+            more += f"-{short}{value:g}" if value != usual[field] else ""
+        if self.sites != usual["sites"]:
+            more += "-" + "+".join(self.sites)
+        return f"{self.architecture}-x{self.expansion}-l0-{self.l0}-seed{self.seed}{more}"
 
 
 def train_saes(
@@ -133,7 +139,7 @@ def train_saes(
 
     Raises:
         ValueError: If the folder holds SAEs of other settings or of another model, if a site has
-            fewer latents than are to be on, or the text is too short.
+            fewer latents than are to be on or is zero throughout, or the text is too short.
     """
     settings, folder = settings or SAESettings(), Path(folder)
     infos = [info for info in site_map(model).sites if info.site.name in settings.sites]
@@ -255,8 +261,14 @@ def train_sae(
             device=str(next(model.parameters()).device),
             logger=LoggingConfig(log_to_wandb=False),
         )
-        with contextlib.redirect_stderr(io.StringIO()):  # its bar can't be switched off
-            return SAETrainer(config, sae, batches).fit()
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # its bar can't be switched off
+                return SAETrainer(config, sae, batches).fit()
+        except ZeroDivisionError:  # it scales activations to a mean norm
+            raise ValueError(
+                f"{info.site} is zero at every token, and an SAE has nothing to learn there. Leave "
+                "the site out, SAESettings(sites=...), or look at the weights that write to it."
+            ) from None
 
 
 def _sae_config(info: SiteInfo, settings: SAESettings, model: HookedSparseTransformer) -> Any:

@@ -278,9 +278,12 @@ def equal_widths(preset: Preset) -> dict[int, str]:
     in_blocks = nearest(nonzeros, lambda width: n_block_weights(preset, width))
     in_all = nearest(nonzeros + 2 * preset.vocab_size * main, everywhere)
     controls = preset.dense_widths if preset.control_widths is None else preset.control_widths
-    return {width: "loss, about" for width in controls} | {
-        main: "parameters, compute", in_all: "nonzeros", in_blocks: "nonzeros in blocks",
-    }  # fmt: skip
+    found: dict[int, str] = {width: "loss, about" for width in controls}
+    for width, what in (
+        (main, "parameters, compute"), (in_all, "nonzeros"), (in_blocks, "nonzeros in blocks"),
+    ):  # fmt: skip
+        found[width] = f"{found[width]}; {what}" if width in found else what
+    return found
 
 
 def _main_pair(preset: Preset, text: Text, *, seed: int) -> list[ModelCell]:

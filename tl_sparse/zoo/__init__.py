@@ -26,6 +26,7 @@ from tl_sparse.circuit import Circuit
 from tl_sparse.files import whole_folder
 from tl_sparse.model import HookedSparseTransformer
 from tl_sparse.rules import checks_itself
+from tl_sparse.sites import model_hash
 
 ARMS = ("sparse", "control")
 
@@ -68,7 +69,7 @@ def load_folder(folder: str | Path, *, device: str = "cpu") -> Pair:
     """Load a pair from a folder of one's own, as `write` left it.
 
     Raises:
-        ValueError: If the folder is no pair's, or damaged.
+        ValueError: If the folder is no pair's, or damaged, or a circuit is of another model.
     """
     folder = Path(folder)
     models = {arm: HookedSparseTransformer.load(folder / arm, device=device) for arm in ARMS}
@@ -76,6 +77,14 @@ def load_folder(folder: str | Path, *, device: str = "cpu") -> Pair:
         arm: {p.stem: Circuit.load(p) for p in sorted((folder / "circuits" / arm).glob("*.json"))}
         for arm in ARMS
     }
+    for arm, model in models.items():
+        own_hash = model_hash(model)
+        for task, circuit in circuits[arm].items():
+            if circuit.model_hash != own_hash:
+                raise ValueError(
+                    f"{folder} does not fit together: the circuit {task} was found in another "
+                    f"model than {folder / arm}. Copy the whole folder again, or write it anew."
+                )
     audits = {
         arm: {p.stem: AuditReport.load(p) for p in sorted((folder / "audits" / arm).glob("*.json"))}
         for arm in ARMS
