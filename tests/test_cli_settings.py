@@ -105,9 +105,13 @@ def test_the_same_command_goes_on_with_a_training_that_was_stopped(place, monkey
     assert (stopped.out, stopped.err.count("\n")) == ("", 1)
     assert "the same command goes on" in stopped.err
     assert read_json(place / "mine" / "checkpoint" / "state.json")["step"] == 11
+    half_way = run("info mine")
+    assert half_way.code == 0
+    assert "was stopped at step 11 of 30: this model is in the middle" in half_way.err
     monkeypatch.setattr(TrainingRun, "take_step", take_step)
     assert json.loads(run(line + "mine").out)["model_hash"] == whole["model_hash"]
     assert json.loads(run(line + "mine").out)["model_hash"] == whole["model_hash"]
+    assert "was stopped" not in run("info mine").err
 
 
 def test_a_run_that_goes_on_past_its_best_loss_says_so(place, monkeypatch):

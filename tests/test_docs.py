@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 import tl_sparse
@@ -103,3 +104,33 @@ def test_every_row_of_the_table_of_tools_names_tests_that_exist(row):
     named = re.findall(r"`(test_\w+)`", row.rpartition(" | ")[2])
     assert all(f"def {name}(" in tests for name in named), row
     assert named or "nothing can refuse" in row
+
+
+TEXTS = [
+    *ROOT.glob("*.md"), *(p for top in ("tl_sparse", "tests", "docs", "examples", "experiments")
+    for end in ("md", "py", "css", "js") for p in (ROOT / top).rglob(f"*.{end}")),
+]  # fmt: skip
+
+
+def test_no_file_has_the_marks_of_an_unfinished_merge():
+    """Python would not run with them; a page is built as if nothing were wrong."""
+    mark = re.compile(r"^(<{7} |>{7} |={7}$)", re.MULTILINE)
+    assert len(TEXTS) > 300
+    assert [path for path in TEXTS if mark.search(path.read_text("utf-8"))] == []
+
+
+def test_the_page_of_the_command_line_has_every_command_with_what_it_takes():
+    from tl_sparse.cli import COMMANDS, app
+
+    page = PAGES["cli.md"]
+    for command in COMMANDS:
+        assert f"| `{command.__name__}` |" in page
+    for flag, sentence in (
+        ("config", page[: page.index("take `--config FILE`")].rpartition("\n\n")[2]),
+        ("device", page[page.index("`--device` where") : page.index(" run.\n")]),
+    ):
+        takes = {
+            c.name for c in typer.main.get_command(app).commands.values()
+            if any(f"--{flag}" in parameter.opts for parameter in c.params)
+        }  # fmt: skip
+        assert set(re.findall(r"`(\w+)`", sentence)) == takes, flag

@@ -107,7 +107,15 @@ def open_model(folder: Path, *, device: str = "cpu") -> "HookedSparseTransformer
         )
     device = device_of(device)
     from tl_sparse.model import HookedSparseTransformer
+    from tl_sparse.training import steps_done
 
+    done, total = steps_done(place.parents[1]) if place.name == "model" else (0, 0)
+    if done != total:
+        note(
+            f"The run in {folder} was stopped at step {done:,} of {total:,}: this model is in the "
+            "middle of its training, and may be denser than it was to be. The same `tl-sparse "
+            "train` command goes on."
+        )
     return HookedSparseTransformer.load(place, device=device)
 
 

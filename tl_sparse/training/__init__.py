@@ -25,10 +25,11 @@ from tl_sparse.training.interrupt import finish_step_on_interrupt
 from tl_sparse.training.losses import mean_loss, next_token_loss
 from tl_sparse.training.objective import Objective
 from tl_sparse.training.run import DivergedError, TrainingRun
-from tl_sparse.training.saving import stopped_early
+from tl_sparse.training.saving import steps_done, stopped_early
 
 __all__ = [
-    "DivergedError", "Objective", "TrainingRun", "mean_loss", "next_token_loss", "stopped_early",
+    "DivergedError", "Objective", "TrainingRun", "mean_loss", "next_token_loss", "steps_done",
+    "stopped_early",
     "train",
 ]  # fmt: skip
 

@@ -28,11 +28,21 @@ def stopped_early(folder: Path) -> bool:
 
     A model that was put there without its run counts as finished.
     """
+    done, total = steps_done(folder)
+    return done != total
+
+
+def steps_done(folder: Path) -> tuple[int, int]:
+    """Give how many steps the run in a folder has done, and how many it is to do; 0, 0 if none is.
+
+    Raises:
+        ValueError: If the checkpoint is damaged.
+    """
     place = folder / "checkpoint" / "state.json"
     if not place.is_file():
-        return False
+        return 0, 0
     state = read_json(place)
-    return state.get("step") != state.get("total")
+    return state.get("step", 0), state.get("total", 0)
 
 
 class SavedRun:
