@@ -65,8 +65,8 @@ history
 # %% [markdown]
 # ## Task
 #
-# Forty pairs are enough to begin with. The two prompts of a pair differ in what decides, and each has
-# its own next token. Train, validation and test are drawn from them; a JSON-lines file does as well
+# A hundred pairs are enough to begin with. The two prompts of a pair differ in what decides, and each
+# has its own next token. Train, validation and test are drawn from them; a JSON-lines file does as well
 # (`tasks.from_jsonl`).
 
 # %%
