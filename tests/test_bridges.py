@@ -510,6 +510,13 @@ def test_models_that_cannot_be_joined_are_refused_before_any_work(shape, message
         train_bridged(make_model(SPARSE), dense, corpus, QUICK)
 
 
+def test_losses_of_a_model_without_a_stream_in_its_middle_are_refused(tokens):
+    dense, sparse = HookedTransformer(DENSE_SHAPE | {"attn_only": True}), make_model(SPARSE)
+    bridges = make_bridges(make_dense(), sparse)
+    with pytest.raises(ValueError, match=r"given model has no hook point blocks\.0\.hook_resid"):
+        bridge_losses(dense, sparse, bridges, tokens, BridgeConfig())
+
+
 def test_a_model_on_another_device_and_a_model_with_itself_are_refused(corpus):
     sparse, dense = make_model(SPARSE), make_dense()
     torch.nn.Module.to(dense, "meta")

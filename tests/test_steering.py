@@ -155,7 +155,7 @@ def test_what_layer_norm_takes_away_has_no_part_in_steering(node, into, tokens, 
         args = (dense, sparse, bridges, node, tokens, counterfactual)
         moved.append(steer(*args, strength=0.1, into=into))
         assert (moved[-1] - dense(tokens)).abs().max() > 1e-4
-    torch.testing.assert_close(*moved, rtol=0, atol=1e-9)
+    torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=1e-9)
 
 
 def test_heads_that_read_copies_of_their_own_are_all_pushed(tokens, counterfactual):

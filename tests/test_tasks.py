@@ -139,9 +139,11 @@ def test_a_tokenizer_without_the_answers_is_refused(texts):
     ):
         tasks.get("single_double_quote", tokenizer=coarse)
     with pytest.raises(
-        ValueError, match="There is no task 'triple_quote'; there are: single_double"
+        ValueError, match=r"There is no task 'quotes'\. There are: single_double_quote"
     ):
-        tasks.get("triple_quote", tokenizer=coarse)
+        tasks.get("quotes", tokenizer=coarse)
+    with pytest.raises(ValueError, match=r"Did you mean for_while\? There are: "):
+        tasks.get("for-while", tokenizer=coarse)
 
 
 def test_an_answer_that_is_two_tokens_in_two_pairs_is_refused():

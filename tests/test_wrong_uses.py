@@ -75,7 +75,7 @@ ERRORS = [
     ("tasks --model bare", "The model has no tokenizer"),
     ("info nowhere", "There is no folder nowhere to load a model from"),
     # tasks
-    ("prune model whale", "There is no task 'whale'; there are: single_double_quote"),
+    ("prune model whale", "There is no task 'whale'. There are: single_double_quote"),
     ("tasks whale", "There is no task 'whale'"),
     ("prune model ioi_text", "can't be made for this tokenizer"),
     (f"prune model {TASK}", "less than the gate of 90%"),

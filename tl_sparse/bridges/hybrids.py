@@ -39,7 +39,12 @@ def as_normed(
 def run_with_residuals(
     model: HookedTransformer, tokens: Int[Tensor, "batch pos"]
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], list[Float[Tensor, "batch pos d_model"]]]:
-    """Run a model and give its logits and the residual stream at each site, gradients and all."""
+    """Run a model and give its logits and the residual stream at each site, gradients and all.
+
+    Raises:
+        ValueError: If the model has no stream between attention and MLP.
+    """
+    _check_stream("given", model)
     names, kept = site_hooks(model), {}
     with model.hooks(fwd_hooks=[(name, partial(_keep, kept)) for name in names]):
         logits = model(tokens)
@@ -130,7 +135,7 @@ def check_models(dense: HookedTransformer, sparse: HookedTransformer) -> None:
             )
 
 
-def _check_model(what: str, model: HookedTransformer) -> None:
+def _check_stream(what: str, model: HookedTransformer) -> None:
     missing = [name for name in site_hooks(model) if name not in model.hook_dict]
     if missing:
         raise ValueError(
@@ -138,6 +143,10 @@ def _check_model(what: str, model: HookedTransformer) -> None:
             "attention, so there is no residual stream between the two. Bridges stand before each "
             "sublayer and need one."
         )
+
+
+def _check_model(what: str, model: HookedTransformer) -> None:
+    _check_stream(what, model)
     if model.cfg.n_devices > 1:
         raise ValueError(
             f"The {what} model is spread over {model.cfg.n_devices} devices, and a hybrid runs on "

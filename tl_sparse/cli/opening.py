@@ -109,7 +109,8 @@ def open_model(folder: Path, *, device: str = "cpu") -> "HookedSparseTransformer
     from tl_sparse.model import HookedSparseTransformer
     from tl_sparse.training import steps_done
 
-    done, total = steps_done(place.parents[1]) if place.name == "model" else (0, 0)
+    of_run = place.parent.name == "checkpoint"
+    done, total = steps_done(place.parent.parent) if of_run else (0, 0)
     if done != total:
         note(
             f"The run in {folder} was stopped at step {done:,} of {total:,}: this model is in the "

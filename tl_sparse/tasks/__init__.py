@@ -18,6 +18,7 @@ tasks.SequenceTask("mirror", examples)                       # an answer at ever
 ```
 """
 
+from difflib import get_close_matches
 from typing import Any
 
 from tl_sparse.tasks import (
@@ -98,7 +99,9 @@ def spec(name: str) -> PairSpec:
         'go on with `in` behind `for`, end the line behind `while`'
     """
     if name not in _SPECS:
-        raise ValueError(f"There is no task {name!r}; there are: {', '.join(_SPECS)}.")
+        near = get_close_matches(name, _SPECS, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        raise ValueError(f"There is no task {name!r}. {meant}There are: {', '.join(_SPECS)}.")
     return _SPECS[name]
 
 
