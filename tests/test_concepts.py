@@ -1,9 +1,12 @@
 """Labels of concepts against labels written by hand, and against Python's own parser."""
 
 import ast
+import asyncio
+import json
 import textwrap
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +97,40 @@ MORE = [
 ]
 
 
+BRACKETS_AND_COMMENTS = [
+    ("if_header", "if (a and (b)):\n  pass", ["if (a and (b))"]),
+    ("if_header", "if (a # x: y\n ) : b\nelif (c): d", ["if (a # x: y\n ) ", "elif (c)"]),
+    ("if_header", "if (lambda: a): b", ["if (lambda: a)"]),
+    ("if_header", "if (a := b): c", ["if (a := b)"]),
+    ("if_header", "if a[':']: b", ["if a[':']"]),
+    ("while_header", "while (x): y", ["while (x)"]),
+    ("for_header", "for (x) in (1, (2)): y", ["for (x) in (1, (2))"]),
+    ("for_header", "for x in ((y)  # a: b\n  ): z", ["for x in ((y)  # a: b\n  )"]),
+    ("with_header", "with (open(a)): b", ["with (open(a))"]),
+    ("with_header", "with (a as b, # x: y\n c as (d),): e", ["with (a as b, # x: y\n c as (d),)"]),
+    ("class_header", "class A(B # x: y\n  ): pass", ["class A(B # x: y\n  )"]),
+    ("class_header", "class A(  # a: b\n): pass", ["class A(  # a: b\n)"]),
+    ("class_header", "class A(B, m=(C)): pass", ["class A(B, m=(C))"]),
+    ("decorator", "@(a)\nclass B: pass", ["@(a)"]),
+    ("decorator", "@((  # @b (\n a)  # c\n)\ndef f(): pass", ["@((  # @b (\n a)  # c\n)"]),
+    ("decorator", "@(a).b\n@(c @ d)\ndef f(): pass", ["@(a).b", "@(c @ d)"]),
+    ("assigned_value", "x = (1)", ["= (1)"]),
+    ("assigned_value", "x += ((1)  # )\n)\n(y)", ["= ((1)  # )\n)"]),
+    ("assigned_value", "(x # = y\n) = 1", ["= 1"]),
+    ("assigned_value", "(x # = y\n) **= 1", ["= 1"]),
+    ("assigned_value", "x['='] = (y) = z", ["= z"]),
+    ("assigned_value", "x: (a) = (b)", ["= (b)"]),
+    ("keyword_name", "f(a=(1 + 2))", ["a="]),
+    ("keyword_name", "f(a # =\n =(1))", ["a # =\n ="]),
+    ("keyword_name", "f((a)==b, c = d)", ["c ="]),
+    ("attribute", "(a.  # e.g. x\n b)", [".  # e.g. x\n b"]),
+    ("attribute", "(a  # e.g. x\n .b)", [".b"]),
+    ("attribute", "((a  # e.g. x\n ). b), ....c, '.'.d", [". b", ".c", ".d"]),
+    ("parameters", "def f( # (\n a): pass", ["( # (\n a"]),
+]
+"""Where a bracket or a comment stands beside what bounds a concept: its spans, written by hand."""
+
+
 def marked(text: str, concept: str) -> str:
     row = characters(text)[concepts.names().index(concept)]
     return "".join("^" if held else " " for held in row)
@@ -111,6 +148,31 @@ def test_a_concept_holds_where_the_hand_written_example_says(concept):
 @pytest.mark.parametrize(("concept", "text", "expected"), MORE)
 def test_a_concept_holds_in_corner_cases_as_written_by_hand(concept, text, expected):
     assert marked(text, concept) == expected.ljust(len(text))[: len(text)]
+
+
+@pytest.mark.parametrize(("concept", "text", "expected"), BRACKETS_AND_COMMENTS)
+def test_closing_brackets_belong_to_what_they_close_and_comments_bound_nothing(
+    concept, text, expected
+):
+    assert sorted(text[a:b] for a, b in concepts.spans(text)[concept]) == sorted(expected)
+
+
+@pytest.mark.parametrize("package", [asyncio, json], ids=lambda m: m.__name__)
+def test_headers_and_decorators_of_the_standard_library_are_whole(package):
+    paths = sorted(Path(package.__file__).parent.glob("*.py"))
+    assert len(paths) >= 5
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        for concept, found in concepts.spans(text).items():
+            for start, end in found:
+                span = text[start:end]
+                if concept.endswith("_header"):
+                    assert text[end] == ":"
+                    ast.parse(span.removeprefix("el") + ": pass")
+                if concept == "decorator":
+                    ast.parse(span + "\ndef f(): pass")
+                if concept == "assigned_value":
+                    ast.parse("x " + span)
 
 
 def test_every_concept_has_an_example_and_a_description():

@@ -20,7 +20,7 @@ PREFIXES = "rRbBuUfF"
 
 
 def mark_lexical(source: Source) -> None:
-    """Mark the spans of all concepts that need no parser, and the pairs of brackets, in place.
+    """Mark the spans of all concepts that need no parser, and the brackets and signs, in place.
 
     Raises:
         NotPythonError: If the text is not made of Python's tokens.
@@ -119,6 +119,7 @@ class _Scanner:
 
     def operator(self, text: str, start: int, end: int) -> None:
         """Take a bracket or a sign."""
+        self.source.signs.setdefault(text[-1], []).append(end - 1)
         if text in "([{":
             self.brackets.append(start)
         elif text in ")]}":

@@ -5,6 +5,7 @@ characters. What is found is kept as half-open spans of characters, by concept.
 """
 
 import io
+from bisect import bisect_left
 from itertools import accumulate
 
 Spans = dict[str, list[tuple[int, int]]]
@@ -35,6 +36,8 @@ class Source:
         """Where each closing bracket's opening one is."""
         self.closers: dict[int, int] = {}
         """Where each opening bracket's closing one is."""
+        self.signs: dict[str, list[int]] = {}
+        """Where the operators and brackets outside strings and comments end, by last character."""
 
     def at(self, row: int, column: int) -> int:
         """Give the offset of a place that counts characters, as in `tokenize`; rows from 1."""
@@ -46,6 +49,16 @@ class Source:
         if not line.isascii():
             column = len(line.encode()[:column].decode())
         return self.starts[row - 1] + column
+
+    def sign(self, sign: str, start: int) -> int:
+        """Give the first place from `start` on of a sign that is no part of a string or comment."""
+        found = self.signs[sign]
+        return found[bisect_left(found, start)]
+
+    def sign_before(self, sign: str, end: int) -> int:
+        """Give the last place before `end` of a sign that is no part of a string or comment."""
+        found = self.signs[sign]
+        return found[bisect_left(found, end) - 1]
 
     def mark(self, concept: str, start: int, end: int) -> None:
         """Note that a concept holds in [start, end); an empty span is none."""

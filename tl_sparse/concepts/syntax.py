@@ -7,7 +7,7 @@ inner nodes have reliable places in newer Pythons only.
 import ast
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tl_sparse.concepts.source import NotPythonError, Source
@@ -35,7 +35,9 @@ def parse(text: str) -> ast.Module:
 def mark_syntax(source: Source, tree: ast.Module) -> None:
     """Mark the spans of all concepts that need the parser, in place.
 
-    The source's brackets and strings have to be known: `mark_lexical` comes first.
+    The source's brackets, signs and strings have to be known: `mark_lexical` comes first. `ast`
+    leaves out the brackets around an expression and says nothing of signs: those are looked up
+    among the tokens, where comments and strings have none.
     """
     nodes: list[Any] = [tree]
     while nodes:
@@ -55,6 +57,10 @@ def _end(source: Source, node: Any) -> int:
     return source.at_byte(node.end_lineno, node.end_col_offset)
 
 
+def _last_end(source: Source, end: int, nodes: Iterable[Any]) -> int:
+    return max([end, *(_end(source, node) for node in nodes)])
+
+
 def _docstring(source: Source, node: Any) -> None:
     if ast.get_docstring(node, clean=False) is None:
         return
@@ -70,7 +76,7 @@ def _function(source: Source, node: Any) -> None:
     name_end = found.end() + len(node.name)
     keyword_end = source.text.index("def", found.start()) + len("def")
     source.mark("def_name", keyword_end - 1, name_end)
-    opener = source.text.index("(", name_end)
+    opener = source.sign("(", _last_end(source, name_end, getattr(node, "type_params", ())))
     source.mark("parameters", opener, source.closers[opener])
     source.mark("function_body", _start(source, node.body[0]), _end(source, node))
     _decorators(source, node)
@@ -81,10 +87,9 @@ def _class(source: Source, node: Any) -> None:
     start = _start(source, node)
     found = CLASS.match(source.text, start)
     assert found is not None, "a class begins with class"
-    end = found.end() + len(node.name)
-    for part in (*node.bases, *(keyword.value for keyword in node.keywords)):
-        end = max(end, _end(source, part))
-    source.mark("class_header", start, source.text.index(":", end))
+    parts = (*getattr(node, "type_params", ()), *node.bases, *node.keywords)
+    end = _last_end(source, found.end() + len(node.name), parts)
+    source.mark("class_header", start, source.sign(":", end))
     _decorators(source, node)
     _docstring(source, node)
     _keywords(source, node)
@@ -92,14 +97,17 @@ def _class(source: Source, node: Any) -> None:
 
 def _decorators(source: Source, node: Any) -> None:
     for decorator in node.decorator_list:
-        start = _start(source, decorator)
-        source.mark("decorator", source.text.rindex("@", 0, start), _end(source, decorator))
+        start, end = _start(source, decorator), _end(source, decorator)
+        at = source.sign_before("@", start)
+        opener = source.sign("(", at) if "(" in source.text[at:start] else start
+        source.mark("decorator", at, source.closers[opener] + 1 if opener < start else end)
 
 
 def _keywords(source: Source, node: Any) -> None:
     for keyword in node.keywords:
         if keyword.arg is not None:
-            source.mark("keyword_name", _start(source, keyword), _start(source, keyword.value))
+            start = _start(source, keyword)
+            source.mark("keyword_name", start, source.sign("=", start) + 1)
 
 
 def _call(source: Source, node: Any) -> None:
@@ -115,7 +123,7 @@ def _subscript(source: Source, node: Any) -> None:
 
 def _attribute(source: Source, node: Any) -> None:
     end = _end(source, node)
-    dot = source.text.rindex(".", _end(source, node.value), end)
+    dot = source.sign(".", _end(source, node.value))
     source.mark("attribute", dot, end)
     if isinstance(node.value, ast.Name) and node.value.id == "self":
         source.mark("self_attribute", dot, end)
@@ -127,14 +135,13 @@ def _assignment(source: Source, node: Any) -> None:
     last = node.targets[-1] if isinstance(node, ast.Assign) else node.target
     last = getattr(node, "annotation", last)
     # From the sign on; a bracket around the target may stand between.
-    start = source.text.index("=", _end(source, last))
-    source.mark("assigned_value", start, _end(source, node.value))
+    source.mark("assigned_value", source.sign("=", _end(source, last)), _end(source, node))
 
 
 def _with(source: Source, node: Any) -> None:
     last = node.items[-1]
     end = _end(source, last.optional_vars or last.context_expr)
-    source.mark("with_header", _start(source, node), end)
+    source.mark("with_header", _start(source, node), source.sign(":", end))
 
 
 def _displayed(concept: str) -> Callable[[Source, Any], None]:
@@ -147,7 +154,7 @@ def _whole(concept: str) -> Callable[[Source, Any], None]:
 
 def _header(concept: str, last: str) -> Callable[[Source, Any], None]:
     return lambda source, node: source.mark(
-        concept, _start(source, node), _end(source, getattr(node, last))
+        concept, _start(source, node), source.sign(":", _end(source, getattr(node, last)))
     )
 
 
