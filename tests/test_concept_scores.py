@@ -346,6 +346,20 @@ def test_what_cannot_work_is_refused_before_any_work(model, texts):
         concepts.score(model, texts, CONFIG, coders={"nowhere": abs}, progress=False)
     with pytest.raises(ValueError, match="A coder is a function"):
         concepts.score(model, texts, CONFIG, coders={"blocks.0.hook_mlp_out": 3}, progress=False)
+    with pytest.raises(ValueError, match=r"a coder for each of some hook points, got none.*None"):
+        concepts.score(model, texts, CONFIG, coders={}, progress=False)
+    for name in ("blocks.0.hook_mlp_in", "blocks.0.attn.hook_result"):
+        with pytest.raises(ValueError, match=f"nothing passes {name} in this model. Name one of"):
+            concepts.score(model, texts, CONFIG, coders={name: abs}, progress=False)
+    for n_heads in (2, 3):  # as many heads as positions are no positions
+        other = make_model(d_vocab=model.cfg.d_vocab, n_heads=n_heads)
+        other.set_tokenizer(model.tokenizer)
+        coders = {"blocks.0.attn.hook_pattern": abs}
+        with pytest.raises(ValueError, match=r"channel\] or .*hook_pattern \[2, \d\] tokens give"):
+            concepts.score(other, texts, CONFIG, coders=coders, progress=False)
+    for coder, given in ((lambda x: x.flatten(0, 1), r"\[4, 32\]"), (lambda x: (x, x), "tuple")):
+        with pytest.raises(ValueError, match=rf"one at hook_embed gave {given}. Let it give a row"):
+            concepts.score(model, texts, CONFIG, coders={"hook_embed": coder}, progress=False)
     with pytest.raises(
         ValueError, match="No concept holds, and fails, at 100000 tokens of each half"
     ):

@@ -10,7 +10,7 @@ distinct values has one level for each.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -45,11 +45,13 @@ class Place:
     @torch.no_grad()
     def nodes_of(self, activation: Tensor) -> Float[Tensor, "token node"]:
         """Give the values of the nodes at every token."""
+        return self.latents_of(activation).flatten(0, 1).float()
+
+    def latents_of(self, activation: Tensor) -> Any:
+        """Give the channels, heads side by side, or what the coder makes of them."""
         if activation.ndim == 4:  # batch pos head_index d_head
             activation = activation.flatten(2)
-        if self.coder is not None:
-            activation = self.coder(activation)
-        return activation.flatten(0, 1).float()
+        return activation if self.coder is None else self.coder(activation)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,13 @@ def check_coders(model: HookedTransformer, coders: Mapping[str, Any]) -> None:
     """Check that coders stand at hook points of a model.
 
     Raises:
-        ValueError: If there is no such hook point, or what stands there is no coder.
+        ValueError: If there is none, or no such hook point, or what stands there is no coder.
     """
+    if not coders:
+        raise ValueError(
+            "coders has a coder for each of some hook points, got none. Leave it at None to score "
+            "the model's own nodes."
+        )
     for name, coder in coders.items():
         if name not in model.hook_dict:
             raise ValueError(f"The model has no hook point {name}. They are in model.hook_dict.")
@@ -100,13 +107,48 @@ def coder_of(coder: Any) -> Any:
 
 
 @torch.no_grad()
-def coder_places(
-    model: HookedTransformer, coders: Mapping[str, Any], tokens: Int[Tensor, "batch pos"]
-) -> tuple[Place, ...]:
-    """Give the latents at hook points; the model runs once on some tokens to count them."""
-    places = [Place(name, name, 1, coder_of(coder)) for name, coder in coders.items()]
-    activations = next(_run(model, places, [tokens]))
-    return tuple(replace(p, width=p.nodes_of(activations[p.hook_name]).shape[1]) for p in places)
+def coder_places(model: HookedTransformer, coders: Mapping[str, Any]) -> tuple[Place, ...]:
+    """Give the latents at hook points; the model runs on a few tokens to count them.
+
+    Raises:
+        ValueError: If nothing passes a hook point, or what passes has no row for each token, or if
+            a coder gives no latents for each token.
+    """
+    # As many positions as heads would make an attention pattern look like activations by token.
+    n_pos = min(model.cfg.n_ctx, 3 if model.cfg.n_heads == 2 else 2)
+    tokens = torch.zeros(2, n_pos, dtype=torch.long)
+    hooked = [Place(name, name, 1) for name in coders]
+    seen = next(_run(model, hooked, [tokens]))
+    found = []
+    for name, coder in coders.items():
+        if name not in seen:
+            raise ValueError(
+                f"Coders read what passes a hook point, and nothing passes {name} in this model. "
+                "Name one of those that model.run_with_cache gives; cfg switches some on, as "
+                "use_attn_result does."
+            )
+        if seen[name].ndim not in (3, 4) or seen[name].shape[:2] != tokens.shape:
+            raise ValueError(
+                "Coders read activations of shape [batch, pos, channel] or [batch, pos, head, "
+                f"channel]; at {name} {list(tokens.shape)} tokens give {list(seen[name].shape)}. "
+                "Name a hook point that has activations for each token."
+            )
+        place = Place(name, name, 1, coder_of(coder))
+        found.append(Place(name, name, _n_latents(place, seen[name]), place.coder))
+    return tuple(found)
+
+
+def _n_latents(place: Place, activation: Tensor) -> int:
+    """Count the latents that a place's coder gives for each token."""
+    latents = place.latents_of(activation)
+    given = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+    if not isinstance(given, list) or len(given) != 3 or given[:2] != list(activation.shape[:2]):
+        raise ValueError(
+            "A coder gives one tensor of shape [batch, pos, latent]; for activations of shape "
+            f"{list(activation.shape)} the one at {place.name} gave {given}. Let it give a row of "
+            "latents for each token."
+        )
+    return given[2]
 
 
 def parts_in_groups(places: tuple[Place, ...], n_nodes: int) -> list[tuple[Part, ...]]:

@@ -56,12 +56,15 @@ def score(
     """Score nodes for every concept: all sites of a model, or the latents of SAEs.
 
     Args:
-        model: Any HookedTransformer with a tokenizer.
+        model: A HookedTransformer with a tokenizer. Its own nodes are those of `site_map`, which
+            refuses some models, as those with attention and MLP in parallel or without norms;
+            latents are scored in any.
         source: A corpus, whose validation side is read, or texts of Python.
         config: None is `ConceptConfig()`.
         coders: By hook point, what reads latents there: a function from the activation to latents,
             or an object with such an `encode`, as SAELens' SAEs. Given, these latents are scored in
-            place of the model's nodes. Activations with heads are flattened first.
+            place of the model's nodes. The hook point has an activation for each token; one with
+            heads is flattened first.
         progress: Show progress bars.
 
     Returns:
@@ -69,18 +72,20 @@ def score(
 
     Raises:
         ValueError: If the model has no tokenizer, if fewer than two documents are Python that
-            parses, if windows are shorter than what is left unscored, if a hook point is missing,
-            if no concept is frequent enough, or if an activation is NaN or infinite.
+            parses, if windows are shorter than what is left unscored, if `site_map` does not know
+            the model, if coders can't read at their hook points, if no concept is frequent enough,
+            or if an activation is NaN or infinite.
     """
     config, n_ctx = config or ConceptConfig(), model.cfg.n_ctx
-    _check(model, config, coders or {})
-    stream = label_tokens(source, model.tokenizer, config.n_tokens, progress=progress)
-    text = stream.cut(n_ctx, config.n_unscored)
-    halves, labels, kept = _both_halves(text, config)
+    _check(model, config)
     if coders is None:
         places = site_places(model)
     else:
-        places = coder_places(model, coders, text.tokens[None, :n_ctx])
+        check_coders(model, coders)
+        places = coder_places(model, coders)
+    stream = label_tokens(source, model.tokenizer, config.n_tokens, progress=progress)
+    text = stream.cut(n_ctx, config.n_unscored)
+    halves, labels, kept = _both_halves(text, config)
     found: list[PairScores] = []
     for group in groups(model, places, text, n_ctx, config, progress=progress):
         for nodes, chosen, held in chunks(group, halves, labels, config.n_levels):
@@ -97,7 +102,7 @@ def score(
     return _report(joined(found), labels[1], kept, places, config.threshold, provenance)
 
 
-def _check(model: HookedTransformer, config: ConceptConfig, coders: Mapping[str, Any]) -> None:
+def _check(model: HookedTransformer, config: ConceptConfig) -> None:
     """Refuse what can't work before any work."""
     if model.tokenizer is None:
         raise ValueError("Concepts are of text: the model needs a tokenizer. model.set_tokenizer.")
@@ -106,7 +111,6 @@ def _check(model: HookedTransformer, config: ConceptConfig, coders: Mapping[str,
             f"n_unscored is smaller than the model's windows of {model.cfg.n_ctx}, got "
             f"{config.n_unscored}. Nothing would be scored."
         )
-    check_coders(model, coders)
 
 
 def _both_halves(
