@@ -10,10 +10,10 @@ from conftest import make_model
 from transformer_lens import HookedTransformer
 
 from tl_sparse import concepts, data
-from tl_sparse.concepts import ConceptConfig, ConceptReport
+from tl_sparse.concepts import ConceptConfig, ConceptReport, activations
 from tl_sparse.concepts.activations import level_edges, parts_in_groups, site_places
 from tl_sparse.concepts.counting import count_levels
-from tl_sparse.concepts.labelling import label_tokens
+from tl_sparse.concepts.labelling import LabelledTokens, label_tokens
 from tl_sparse.concepts.run import own_shares
 from tl_sparse.concepts.scoring import best_rules, score_rules
 from tl_sparse.data import train_tokenizer
@@ -139,15 +139,106 @@ def test_auroc_on_the_tokens_of_the_edges_is_exact(small):
 
 def test_few_distinct_values_have_a_level_each_and_many_are_spread_out():
     few = torch.tensor([[3.0, 0.0, 0.0, -1.0, 3.0, 2.0] * 5])
-    assert set(level_edges(few, 6)[0].tolist()) == {-1.0, 0.0, 2.0, 3.0}
+    edges = level_edges(few, 8)[0]
+    # Not sampled: -2, -0.5, 1, 2.5, 4. Levels: below -1, -1, 0, up to 2, up to 3, above 3.
+    found = torch.searchsorted(edges, torch.tensor([-2, -1, -0.5, 0, 1, 2, 2.5, 3, 4])).tolist()
+    assert found[:4] == [0, 1, 1, 2]
+    assert found[4] == found[5] < found[6] == found[7] < found[8]
+    for n in (1, 252):  # the most that n_levels promises, on one side of zero
+        values = torch.arange(1.0, n + 1)[None]
+        found = torch.searchsorted(level_edges(values, 256), values)
+        assert len(set(found[0].tolist())) == n
     many = torch.cat([torch.zeros(1, 5000), torch.arange(1, 1001).float()[None]], dim=1)
     edges = level_edges(many, 102)[0]
-    assert (edges[0], edges[-1]) == (0, 1000)
+    assert edges[0] < 0
+    assert edges[-1] == 1000
+    assert 0 in edges
     gaps = edges.diff()
     assert gaps.min() >= 0
     assert gaps.max() <= 1000 / 49 + 1
     assert 998 in edges  # finer towards the ends
     assert 2 in edges
+
+
+@pytest.mark.parametrize("n_levels", [256, 33, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_node_and_its_negative_have_the_same_scores(n_levels, seed):
+    """Over random nodes with spikes, ties, one sign and few values, also outside the sample."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(60, 2000, generator=generator)
+    values[10:20, values[0] < 1] = 0
+    values[20:30] = values[20:30].round(decimals=1)
+    values[30:40] = values[30:40].sign() * (values[30:40].abs() > 2)
+    values[40:45] = values[40:45].abs() + 1
+    values[45:50] = values[45:50].clamp(min=1.5)
+    values[50:55, :1500] = 0  # nothing but zero in the sample and where thresholds are chosen
+    labels = torch.rand(5, 2000, generator=generator) < torch.tensor([[0.5, 0.1, 0.02, 0.9, 0.1]]).T
+    labels[4] |= values[30] < 0
+    chosen, held = slice(0, 1000), slice(1000, 2000)
+    scores, told = [], []
+    for nodes in (values, -values):
+        edges = level_edges(nodes[:, 400:800], n_levels)
+        rules = best_rules(counts_of(nodes[:, chosen], labels[:, chosen], edges, n_levels))
+        counts = counts_of(nodes[:, held], labels[:, held], edges, n_levels)
+        scores.append(score_rules(counts, rules, edges))
+        known = counts_of(nodes[:, chosen], labels[:, chosen], edges, n_levels)
+        told.append(score_rules(known, rules, edges).auroc != 0.5)  # else no direction is better
+    assert torch.equal(*told)
+    assert told[0].float().mean() > 0.85
+    for name in ("f1", "precision", "recall", "gain", "information", "chosen_f1", "auroc"):
+        one, other = (getattr(each, name)[told[0]] for each in scores)
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def rare_model():
+    """A model whose first channel is 1 at `lambda` and 0 elsewhere, and texts that have few."""
+    common, rare = "x = abc + 1\n" * 6, "f = lambda: 1\n" * 6
+    texts = [common] * 400
+    tokenizer = train_tokenizer([common, rare], vocab_size=280)
+    model = make_model(d_vocab=len(tokenizer), n_layers=1)
+    model.set_tokenizer(tokenizer)
+    for i in range(23, 400, 6):
+        texts[i] = rare
+    ids = set(tokenizer.encode(rare)) - set(tokenizer.encode(common))
+    with torch.no_grad():
+        model.W_E.zero_()
+        model.W_E[list(ids), 0] = 1.0
+    return model, texts
+
+
+@pytest.mark.parametrize("scale", [1, -1, -1e-30])
+def test_a_node_that_the_sample_sees_at_zero_only_is_scored_as_well_as_any(
+    rare_model, scale, monkeypatch
+):
+    model, texts = rare_model
+    config = ConceptConfig(n_tokens=10_000, n_unscored=0, batch_size=4)
+    coders = {"hook_embed": lambda x: scale * x[..., :1]}
+    found = []
+    for n_sample in (10**6, 1):  # all tokens, or a few windows without any lambda
+        monkeypatch.setattr(activations, "N_SAMPLE", n_sample)
+        report = concepts.score(model, texts, config, coders=coders, progress=False)
+        found.append(next(row for row in report.concepts if row.concept == "lambda"))
+    assert found[0] == found[1]
+    assert found[0].f1 > 0.5 > 2 * found[0].always_f1
+    assert found[0].above == (scale > 0)
+
+
+def test_the_sample_is_from_all_parts_of_the_text_and_every_token_has_its_place(monkeypatch):
+    monkeypatch.setattr(activations, "N_SAMPLE", 100)
+    half = torch.zeros(1010, dtype=torch.long)
+    half[200:300] = -1  # windows that nobody scores
+    half[::10] = -1
+    text = LabelledTokens(torch.arange(1010), torch.zeros(0, 1010, dtype=torch.bool), half, 2, 0)
+    batches, n_sampled = activations._batches(text, 20, 3)
+    starts = torch.cat([batch.tokens[:, 0] for batch in batches[:n_sampled]])
+    assert starts.tolist() == [0, 160, 420, 580, 740, 900]  # 8 windows apart, of those scored
+    scored = (half >= 0).nonzero()[:, 0]
+    found = torch.full_like(scored, -1)
+    for batch in batches:
+        found[batch.place] = batch.tokens.flatten()[batch.scored]
+    assert torch.equal(found, scored)
+    assert sum(batch.tokens.numel() for batch in batches) == 1010 - 100
 
 
 def test_groups_hold_every_node_once_and_no_more_than_fit(model):
@@ -334,8 +425,8 @@ def test_the_corpus_validation_side_is_read(model, corpus):
 
 
 def test_what_cannot_work_is_refused_before_any_work(model, texts):
-    with pytest.raises(ValueError, match=r"n_levels is an integer in \[4, 256\], got 3"):
-        ConceptConfig(n_levels=3)
+    with pytest.raises(ValueError, match=r"n_levels is an integer in \[8, 256\], got 7"):
+        ConceptConfig(n_levels=7)
     with pytest.raises(ValueError, match="threshold is a number"):
         ConceptConfig(threshold=0)
     with pytest.raises(ValueError, match="smaller than the model's windows of 16, got 16"):

@@ -1,12 +1,18 @@
 """The activations of nodes, rounded to levels, group by group of nodes.
 
-A level is an interval between two *edges*: values of the node that are spread over its distinct
-values on a sample of the tokens, whatever the labels, more densely towards both ends. So a spike
-(AbsTopK and SAEs make most activations exactly zero) takes one level only, and a node with few
-distinct values has one level for each.
+A level is an interval between two *edges*, which come from a sample of the tokens, whatever the
+labels:
+
+- Zero is a level (AbsTopK and SAEs make most activations exactly that). So is what lies above all
+  sampled values, and what lies below them.
+- Each other level ends, away from zero, at a sampled value, included. It has one sampled value if
+  those are few; if not, edges are spread over them, more densely towards both ends.
+
+So the levels of a node and of its negative are the same, in opposite order. The algorithm:
 
 1. The nodes are put into groups that fit into memory.
-2. For each group the model runs over a sample of windows, for the edges, then over all of them.
+2. For each group the model runs once over all windows, in an order in which the first few are a
+   sample of the whole text: what they give is kept until the edges are known.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens import HookedTransformer
@@ -26,7 +32,8 @@ from tl_sparse.concepts.settings import ConceptConfig
 from tl_sparse.sites import site_map
 
 N_SAMPLE = 2**14
-"""Tokens on which the edges of levels are measured."""
+"""Scored tokens, about, on which the edges of levels are measured; all of them where there are
+fewer than twice as many."""
 
 CHUNK = 64
 """Nodes that are sorted at a time."""
@@ -61,6 +68,16 @@ class Part:
     place: Place
     start: int
     stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows that the model runs at once."""
+
+    tokens: Int[Tensor, "batch pos"]
+    scored: Bool[Tensor, " token"]
+    place: Int[Tensor, " scored"]
+    """Where the scored tokens stand among those of the whole text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,75 +200,94 @@ def groups(
     Raises:
         ValueError: If an activation is NaN or infinite.
     """
-    windows = _windows(text, n_ctx, config.batch_size)
+    batches, n_sampled = _batches(text, n_ctx, config.batch_size)
     n_scored = int((text.half >= 0).sum())
     per_node = n_scored + 4 * N_SAMPLE + 16 * config.batch_size * n_ctx
     wanted = parts_in_groups(places, max(1, config.max_bytes // per_node))
-    sampled = windows[:: max(1, n_scored // N_SAMPLE)]
     for i, parts in enumerate(wanted):
         step = f"nodes, group {i + 1} of {len(wanted)}"
-        with tqdm(desc=step, total=len(windows) + len(sampled), disable=not progress) as bar:
-            some = [batch[:, keep] for batch, keep in _scored(model, parts, sampled, bar)]
-            nodes = torch.cat(some, dim=1).split(CHUNK)
+        with tqdm(desc=step, total=len(batches), disable=not progress) as bar:
+            values = _scored(model, parts, batches, bar)
+            sample = [next(values) for _ in range(n_sampled)]
+            nodes = torch.cat(sample, dim=1).split(CHUNK)
             edges = torch.cat([level_edges(chunk, config.n_levels) for chunk in nodes])
-            del some, nodes
+            del nodes
             levels = torch.empty(len(edges), n_scored, dtype=torch.uint8)
-            done = 0
-            for batch, keep in _scored(model, parts, windows, bar):
-                found = torch.searchsorted(edges, batch[:, keep].contiguous(), out_int32=True)
-                levels[:, done : done + found.shape[1]] = found
-                done += found.shape[1]
+            for batch in batches:
+                found = sample.pop(0) if sample else next(values)
+                found = torch.searchsorted(edges, found, out_int32=True)
+                levels[:, batch.place] = found.to(torch.uint8)
         yield Group(parts, levels, edges)
 
 
 def level_edges(sample: Float[Tensor, "node token"], n_levels: int) -> Float[Tensor, "node edge"]:
-    """Give n_levels - 1 values of each node, sorted: all of them, or a spread of its distinct ones.
+    """Give n_levels - 1 edges of each node, sorted: all that its values ask for, or a spread.
 
-    Half of the spread is even in rank, half even in the log odds of rank: ever finer towards both
-    ends, where the threshold of a rare concept lies.
+    Value v asks for an edge at v if it is positive, just below v if it is negative, and at both
+    places if it is zero, the smallest or the largest. Half of the spread is even in rank, half even
+    in the log odds of rank: ever finer towards both ends, where the threshold of a rare concept
+    lies. It is the same from either end, so that a node's negative has the negatives of its levels.
     """
-    ordered = sample.sort(dim=1).values
+    zero = torch.zeros_like(sample[:, :1])
+    around = torch.cat([_just_below(zero), zero], dim=1)
+    low, high = sample.amin(1, keepdim=True), sample.amax(1, keepdim=True)
+    inner = torch.where(sample > 0, sample, _just_below(sample))
+    ordered = torch.cat([inner, _just_below(low), high, around], dim=1).sort(dim=1).values
     changes = ordered[:, 1:] != ordered[:, :-1]
-    rank = torch.nn.functional.pad(changes.cumsum(1), (1, 0))  # among the distinct values
+    rank = torch.nn.functional.pad(changes.cumsum(1), (1, 0))  # among the distinct edges
     last, n_edges = rank[:, -1:], n_levels - 1
-    even = torch.linspace(0, 1, n_edges // 2).expand(len(rank), -1)
-    odds = torch.linspace(-1, 1, n_edges - n_edges // 2) * (last + 1).log()
-    spread = (torch.cat([even, odds.sigmoid()], dim=1) * last).round().long().sort(dim=1).values
     every = torch.arange(n_edges).minimum(last)
-    wanted = torch.where(last < n_edges, every, spread)
-    return ordered.gather(1, torch.searchsorted(rank, wanted))
+    n_side = (n_edges - 2) // 2  # zero has the two others
+    even = torch.linspace(0.5, 0, n_side // 2 + 1).expand(len(rank), -1)
+    odds = torch.linspace(-1, 0, n_side - n_side // 2 - 1) * (last + 1).log()
+    lower = (torch.cat([even, odds.sigmoid()], dim=1) * last).round().long()
+    spread = ordered.gather(1, torch.searchsorted(rank, torch.cat([lower, last - lower], dim=1)))
+    spare = zero.expand(-1, n_edges - 2 - 2 * n_side)
+    spread = torch.cat([spread, around, spare], dim=1).sort(dim=1).values
+    all_of_them = ordered.gather(1, torch.searchsorted(rank, every))
+    return torch.where(last < n_edges, all_of_them, spread)
 
 
-def _windows(
-    text: LabelledTokens, n_ctx: int, batch_size: int
-) -> list[tuple[Int[Tensor, "batch pos"], Tensor]]:
-    """Cut the stream into batches of windows, each with whether its tokens are scored."""
-    whole = len(text.tokens) // n_ctx * n_ctx
+def _just_below(values: Tensor) -> Tensor:
+    return values.nextafter(torch.full_like(values, -torch.inf))
+
+
+def _batches(text: LabelledTokens, n_ctx: int, batch_size: int) -> tuple[list[Batch], int]:
+    """Cut the stream into batches of windows, and say how many of the first are the sample.
+
+    Windows without a scored token are left out. The others are taken some distance apart, again and
+    again, so that the first batches are of all parts of the text.
+    """
     scored = text.half >= 0
-    tokens = text.tokens[:whole].unflatten(0, (-1, n_ctx)).split(batch_size) if whole else ()
-    keep = scored[:whole].split(batch_size * n_ctx)
-    found = list(zip(tokens, keep, strict=False))
-    if whole < len(text.tokens):  # what is left, shorter than a window
-        found.append((text.tokens[None, whole:], scored[whole:]))
-    return found
+    place, whole = scored.cumsum(0) - 1, len(text.tokens) // n_ctx * n_ctx
+    windows = torch.arange(whole).view(-1, n_ctx)
+    windows = windows[scored[windows].any(1)]
+    apart = max(1, int(scored.sum()) // N_SAMPLE)
+    turn = torch.arange(len(windows)) % apart
+    found = list(windows[turn.argsort(stable=True)].split(batch_size)) if len(windows) else []
+    n_sampled = max(1, -(-int((turn == 0).sum()) // batch_size))
+    if scored[whole:].any():  # what is left, shorter than a window
+        found.append(torch.arange(whole, len(scored))[None])
+    batches = [Batch(text.tokens[at], scored[at].flatten(), place[at][scored[at]]) for at in found]
+    return batches, n_sampled if apart > 1 else len(batches)
 
 
 def _scored(
-    model: HookedTransformer, parts: tuple[Part, ...], windows: list[Any], bar: tqdm
-) -> Iterator[tuple[Float[Tensor, "node token"], Tensor]]:
-    """Run the model batch by batch; give the values of all nodes, and which tokens are scored."""
+    model: HookedTransformer, parts: tuple[Part, ...], batches: list[Batch], bar: tqdm
+) -> Iterator[Float[Tensor, "node token"]]:
+    """Run the model batch by batch; give the values of all nodes at the tokens that are scored."""
     places = [part.place for part in parts]
-    runs = _run(model, places, [tokens for tokens, _ in windows])
-    for activations, (_, keep) in zip(runs, windows, strict=True):
+    runs = _run(model, places, [batch.tokens for batch in batches])
+    for activations, batch in zip(runs, batches, strict=True):
         values = [
             part.place.nodes_of(activations[part.place.hook_name])[:, part.start : part.stop]
             for part in parts
         ]
-        batch = torch.cat(values, dim=1).T.cpu()
-        if not torch.isfinite(batch).all():
+        nodes = torch.cat(values, dim=1).T.cpu()
+        if not torch.isfinite(nodes).all():
             raise ValueError("Activations of the model are NaN or infinite; concepts need numbers.")
         bar.update()
-        yield batch, keep
+        yield nodes[:, batch.scored].contiguous()
 
 
 @torch.no_grad()

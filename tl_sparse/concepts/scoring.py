@@ -3,7 +3,9 @@ r"""From histograms to scores: thresholds are chosen on one half of the tokens, 
 For a node and a concept, with P positive tokens of T:
 
 1. **Threshold**: "the concept holds where the activation is above t", or below t, for every t
-   between two levels; the one with the highest F1 = 2 TP / (predicted + P) on the first half.
+   between two levels; the one with the highest F1 = 2 TP / (predicted + P) on the first half. Of
+   equals in one direction it is the one that says yes most often, of equals in both directions the
+   one with an AUROC of at least a half; so a node and its negative get the same scores.
 2. On the second half: precision, recall and F1 of that very rule.
 3. **Gain**: (F1 - F1_0) / (1 - F1_0), where F1_0 = 2P / (T + P) is what always saying yes gives.
    0 is no better than that, 1 is perfect; so common and rare concepts can be compared.
@@ -59,9 +61,10 @@ def best_rules(counts: Counts) -> Rules:
     n_tokens = counts.total.sum(1)[:, None]
     up = _f1(hits, said, n_positive)
     down = _f1(n_positive - hits, n_tokens - said, n_positive)
-    best_up, cut_up = up.max(2)
-    best_down, cut_down = down.max(2)
-    above = best_up >= best_down
+    best_up, cut_up = up.max(2)  # the first of equals
+    best_down, cut_down = down.flip(2).max(2)
+    cut_down = down.shape[2] - 1 - cut_down
+    above = (best_up > best_down) | ((best_up == best_down) & (_auroc(counts) >= 0.5))
     cut = torch.where(above, cut_up, cut_down) + 1
     return Rules(cut, above, torch.where(above, best_up, best_down))
 

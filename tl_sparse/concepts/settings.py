@@ -30,8 +30,10 @@ class ConceptConfig:
     """Tokens at the beginning of each window that the model reads and nobody scores."""
 
     n_levels: int = 256
-    """Levels to which activations are rounded, in [4, 256]. Every threshold between two levels is
-    tried. A node with fewer values than that is scored exactly."""
+    """Levels to which activations are rounded, in [8, 256]. Every threshold between two levels is
+    tried. A node is scored exactly if it has at most n_levels - 4 values other than zero and the
+    sample of tokens that sets the levels has them all; 32,767 scored tokens or fewer are all in
+    it."""
 
     threshold: float = 0.5
     """A node tracks a concept if its gain on the held-out half reaches this, in (0, 1]."""
@@ -52,7 +54,7 @@ class ConceptConfig:
     def __post_init__(self) -> None:
         check_fields(self, POSITIVE_INTEGER, "n_tokens", "min_positives", "batch_size", "max_bytes")
         check_fields(self, NON_NEGATIVE_INTEGER, "n_unscored")
-        check_fields(self, integer("is an integer in [4, 256]", 4, below=257), "n_levels")
+        check_fields(self, integer("is an integer in [8, 256]", 8, below=257), "n_levels")
         check_fields(self, number("is a number in (0, 1]", lambda v: 0 < v <= 1), "threshold")
         check_fields(self, SEED, "seed")
         make_plain_(self)
