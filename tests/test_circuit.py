@@ -9,12 +9,13 @@ from tl_sparse.circuit import Circuit, Edge, Node, Site, edge_order
 
 IN, NEURON, OUT = Site(0, "mlp_in"), Site(0, "mlp_neuron"), Site(0, "mlp_out")
 READ, HIDDEN, WRITE = Node(IN, 3), Node(NEURON, 1), Node(OUT, 0)
+EDGES = (Edge(READ, HIDDEN, 0.1), Edge(HIDDEN, WRITE, -1 / 3))
 
 
 def a_circuit(**changes) -> Circuit:
     values = {
         "nodes": (WRITE, READ, HIDDEN),
-        "edges": (Edge(READ, HIDDEN, 0.1), Edge(HIDDEN, WRITE, -1 / 3)),
+        "edges": EDGES,
         "references": {IN: (0.0, 1e-30, 2.0, 1 / 3), NEURON: (0.5, 0.25), OUT: (1.0,)},
         "task": "toy",
         "model_hash": "abc",
@@ -61,6 +62,20 @@ def test_a_file_gives_the_same_circuit_to_the_last_bit(tmp_path):
         ({"nodes": (READ, HIDDEN)}, "joins a node that is not in the circuit"),
         ({"nodes": (READ, READ, HIDDEN, WRITE)}, "A node stands twice"),
         ({"references": {IN: (0.0,)}}, "no reference value for the node 0.mlp_in.3"),
+        (
+            {"edges": (*EDGES, Edge(READ, HIDDEN, 0.1))},
+            r"The edge 0\.mlp_in\.3 -> 0\.mlp_neuron\.1 \(\+0\.1\) stands twice",
+        ),
+        ({"edges": (*EDGES, Edge(READ, HIDDEN, 0.2))}, "stands twice"),
+        ({"edges": (Edge(READ, HIDDEN, math.nan),)}, "has no weight: it is a finite number"),
+        ({"ablation": "bogus"}, "ablation is one of 'corpus_mean', .* got 'bogus'"),
+        ({"n_interface": -3}, "n_interface is a non-negative finite integer, got -3"),
+        ({"n_biases": -1}, "n_biases is a non-negative finite integer, got -1"),
+        (
+            {"references": {IN: (0.0,) * 4, NEURON: (0.0, math.nan), OUT: (1.0,)}},
+            r"A reference value is a finite number, got nan for the node 0\.mlp_neuron\.1",
+        ),
+        ({"references": {IN: (0.0,) * 4, OUT: (math.inf,)}}, r"got inf for the node 0\.mlp_out\.0"),
     ],
 )
 def test_circuits_that_contradict_themselves_are_refused(changes, message):
@@ -79,6 +94,19 @@ def test_files_that_are_not_whole_circuits_are_refused(tmp_path):
         ({"nodes": ["0.mlp_in.x"]}, "A node is written layer.site.channel"),
         ({"nodes": ["0.resid.3"]}, "A site is written layer.name"),
         ({"losses": None}, "damaged"),
+        (
+            {"edges": [["a"]]},
+            r"damaged\. An edge is written \[source, target, weight\], got \['a'\]",
+        ),
+        ({"edges": [["0.mlp_in.3", "0.mlp_neuron.1", "x"]]}, r"damaged\. A number .* got 'x'"),
+        ({"losses": {"test": "x"}}, r"damaged\. A number stands here .* got 'x'"),
+        ({"target_loss": "0.1"}, r"damaged\. A number stands here .* got '0\.1'"),
+        ({"curve": [[1]]}, r"damaged\. A point of a curve is written \[size, loss\], got \[1\]"),
+        ({"n_interface": 1.5}, r"damaged\. A whole number stands here .* got 1\.5"),
+        ({"n_biases": math.inf}, r"damaged\. A whole number stands here .* got inf"),
+        ({"references": {"0.mlp_in": ["x"]}}, r"damaged\. A number stands here .* got 'x'"),
+        ({"ablation": "bogus"}, r"damaged\. ablation is one of"),
+        ({"edges": data["edges"] * 2}, r"damaged\. The edge .* stands twice"),
     ):
         with pytest.raises(ValueError, match=message):
             Circuit.from_json(json.dumps(data | change))

@@ -20,8 +20,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tl_sparse.circuit_rules import (
+    ABLATION,
+    check_named,
+    check_parts,
+    check_references,
+    read_count,
+    read_curve,
+    read_edge,
+    read_names,
+    read_number,
+    read_references,
+)
 from tl_sparse.files import write_text
 from tl_sparse.nodes import SITES, Edge, Node, Site, edge_order
+from tl_sparse.rules import NON_NEGATIVE_INTEGER
 
 __all__ = ["SCHEMA_VERSION", "SITES", "Circuit", "Edge", "Node", "Site", "edge_order"]
 
@@ -33,8 +46,9 @@ class Circuit:
     """The part of a model that does a task, found by `prune`.
 
     Raises:
-        ValueError: If an edge joins a node that is not in the circuit, a node is listed twice, or
-            there is no reference value for a node's site.
+        ValueError: If an edge joins a node that is not in the circuit, a node or an edge is listed
+            twice, there is no ablation of that name, a count is negative, or a node is without a
+            reference value or has one that is not finite.
 
     Examples:
         >>> a, b = Node(Site(0, "mlp_in"), 5), Node(Site(0, "mlp_neuron"), 1)
@@ -105,23 +119,12 @@ class Circuit:
         object.__setattr__(self, "nodes", nodes)
         # As a file gives it back: tuples as lists.
         object.__setattr__(self, "provenance", json.loads(json.dumps(dict(self.provenance))))
-        kept = set(nodes)
-        if len(kept) != len(nodes):
-            raise ValueError(f"A node stands twice in the circuit: {len(nodes)} for {len(kept)}.")
-        for edge in self.edges:
-            if edge.source not in kept or edge.target not in kept:
-                raise ValueError(f"The edge {edge} joins a node that is not in the circuit.")
-        if self.resamples and self.references:
-            raise ValueError(f"Under {self.ablation!r} nodes have no constant reference values.")
-        unknown = sorted({*self.labels, *self.groups} - {str(node) for node in nodes})
-        if unknown:
-            raise ValueError(
-                f"A label or group is for a node of the circuit, by its name; {unknown[0]!r} is "
-                "none of them."
-            )
-        for node in () if self.resamples else nodes:
-            if not 0 <= node.channel < len(self.references.get(node.site, ())):
-                raise ValueError(f"There is no reference value for the node {node}.")
+        ABLATION.check("ablation", self.ablation)
+        NON_NEGATIVE_INTEGER.check("n_interface", self.n_interface)
+        NON_NEGATIVE_INTEGER.check("n_biases", self.n_biases)
+        check_parts(nodes, self.edges)
+        check_references(nodes, self.references, self.ablation)
+        check_named(nodes, (*self.labels, *self.groups))
 
     @property
     def resamples(self) -> bool:
@@ -333,27 +336,26 @@ class Circuit:
         try:
             return cls(
                 nodes=tuple(Node.parse(node) for node in data["nodes"]),
-                edges=tuple(
-                    Edge(Node.parse(source), Node.parse(target), float(weight))
-                    for source, target, weight in data["edges"]
-                ),
-                references=_read_references(data["references"]),
+                edges=tuple(read_edge(edge) for edge in data["edges"]),
+                references=read_references(data["references"]),
                 task=str(data["task"]),
                 model_hash=str(data["model_hash"]),
                 ablation=str(data["ablation"]),
                 tie_qk=bool(data["tie_qk"]),
-                target_loss=_number(data["target_loss"]),
-                losses={name: _number(value) for name, value in data["losses"].items()},
+                target_loss=read_number(data["target_loss"]),
+                losses={name: read_number(value) for name, value in data["losses"].items()},
                 forced=bool(data["forced"]),
-                curve=_read_curve(data["curve"]),
-                edge_curve=_read_curve(data["edge_curve"]),
-                n_interface=int(data["n_interface"]),
-                n_biases=int(data["n_biases"]),
+                curve=read_curve(data["curve"]),
+                edge_curve=read_curve(data["edge_curve"]),
+                n_interface=read_count(data["n_interface"]),
+                n_biases=read_count(data["n_biases"]),
                 provenance=data["provenance"],
-                labels=_read_names(data.get("labels", {})),
-                groups=_read_names(data.get("groups", {})),
+                labels=read_names(data.get("labels", {})),
+                groups=read_names(data.get("groups", {})),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
+            raise ValueError(f"The circuit file is damaged. {error}") from None
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"The circuit file is damaged: {error!r}.") from None
 
     def save(self, path: str | Path) -> None:
@@ -381,19 +383,3 @@ class Circuit:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _read_curve(data: list[Any]) -> tuple[tuple[int, float], ...]:
-    return tuple((int(n), float(loss)) for n, loss in data)
-
-
-def _read_names(data: Mapping[str, str]) -> dict[str, str]:
-    return {str(node): str(name) for node, name in data.items()}
-
-
-def _read_references(data: Mapping[str, list[Any]]) -> dict[Site, tuple[float, ...]]:
-    return {Site.parse(site): tuple(map(float, values)) for site, values in data.items()}

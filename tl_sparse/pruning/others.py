@@ -16,6 +16,7 @@ from tl_sparse.ablation import (
     resampled_references,
     zero_references,
 )
+from tl_sparse.circuit_rules import ABLATIONS
 from tl_sparse.config import PruningConfig
 from tl_sparse.data import Corpus
 from tl_sparse.resampling import values_on
@@ -51,10 +52,6 @@ def task_references(
     means = {site: (total / count).to(model.cfg.dtype).to(device) for site, total in sums.items()}
     provenance = {"n_tokens": count, "task": task.name}
     return References(means, "task_mean", model_hash(model), provenance)
-
-
-ABLATIONS = ("corpus_mean", "task_mean", "zero", "resample_pair", "resample_corpus")
-"""What a node that is out can be set to, by name."""
 
 
 def named_references(
