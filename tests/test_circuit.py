@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -130,6 +131,7 @@ def test_circuits_combine_as_sets_of_edges_and_nodes():
     assert set((a - b).edges) == {Edge(HIDDEN, WRITE, -1 / 3)}
     assert set((a - b).nodes) == {HIDDEN, WRITE}
     assert (a | b).task == "toy | other"
+    assert math.isnan((a | b).target_loss)
     assert (a | b).losses == {}
     assert Circuit.from_json((a | b).to_json()) == a | b
     assert a.jaccard(b) == 1 / 4
@@ -146,6 +148,90 @@ def test_circuits_of_two_models_do_not_combine():
             combine(a_circuit(), other)
     with pytest.raises(ValueError, match='compares "edges" or "nodes", got \'paths\''):
         a_circuit().jaccard(a_circuit(), of="paths")
+
+
+def test_circuits_do_not_combine_where_what_is_out_is_set_to_other_values():
+    a = a_circuit()
+    zero = replace(a, ablation="zero", references={s: (0.0,) * 4 for s in a.references})
+    mean = replace(a, references=a.references | {NEURON: (0.5, 0.5)})
+    for combine in (Circuit.__and__, Circuit.__or__, Circuit.__sub__):
+        with pytest.raises(
+            ValueError, match=r"under other ablations: .*'corpus_mean' and to 'zero'"
+        ):
+            combine(a, zero)
+        with pytest.raises(
+            ValueError, match=r"under other ablations: .*'zero' and to 'corpus_mean'"
+        ):
+            combine(zero, a)
+        with pytest.raises(ValueError, match=r"0\.25 and 0\.5 for the node 0\.mlp_neuron\.1"):
+            combine(a, mean)
+    short = replace(a, nodes=(READ,), edges=(), references={IN: (0.0,) * 5})
+    with pytest.raises(ValueError, match=r"4 and 5 of them for 0\.mlp_in"):
+        a | short
+    assert a.jaccard(zero) == 1  # which says nothing of how they are run
+
+
+def test_reference_values_of_nodes_that_one_circuit_holds_alone_are_kept():
+    a, final = a_circuit(), Site(0, "final_in")
+    part = {IN: a.references[IN], final: (2.0,)}
+    other = a_circuit(nodes=(READ, Node(final, 0)), edges=(), references=part)
+    assert (a | other).references == (other | a).references == a.references | part
+    rounded = {site: tuple(x * (1 + 1e-7) for x in xs) for site, xs in a.references.items()}
+    assert (a & replace(a, references=rounded)).references == a.references
+
+
+def test_circuits_from_other_prompts_combine_if_those_are_the_same():
+    def drawn(seed: int) -> Circuit:
+        noted = {"references": {"n_windows": 8, "seed": seed}}
+        return a_circuit(ablation="resample_corpus", references={}, provenance=noted)
+
+    assert (drawn(0) | drawn(0)).edges == EDGES
+    with pytest.raises(ValueError, match=r"what is out from other prompts: .*'seed': 0.*'seed': 1"):
+        drawn(0) | drawn(1)
+
+
+def test_two_circuits_of_one_task_make_one_of_that_task():
+    noted = {"answers": {"a": 1, "b": 2}, "stages": ["nodes"], "saes": {"0.mlp_in": "of it"}}
+    settings = {"target_loss": 0.15, "n_surroundings": 2}
+    a, b = (
+        replace(circuit, task="toy", provenance=noted | {"pruning": settings | {"seed": seed}})
+        for seed, circuit in enumerate((a_circuit(), another_circuit()))
+    )
+    names = ({str(READ): "the mark", str(WRITE): "yes"}, {str(READ): "the mark", str(WRITE): "no"})
+    a, b = (replace(one, labels=some, groups=some) for one, some in zip((a, b), names, strict=True))
+    b = replace(b, labels=b.labels | {"0.mlp_neuron.0": "another"}, forced=True)
+    either = a | b
+    assert (either.task, either.target_loss, either.forced) == ("toy", 0.15, True)
+    assert either.provenance == {
+        "answers": noted["answers"],
+        "saes": noted["saes"],
+        "pruning": settings,
+        "combined": "toy | toy",
+    }
+    assert either.labels == {str(READ): "the mark", "0.mlp_neuron.0": "another"}
+    assert either.groups == {str(READ): "the mark"}
+    assert (a | a).labels == a.labels
+    assert (a & b).labels == {str(READ): "the mark"}
+    assert math.isnan((a | replace(b, target_loss=0.1)).target_loss)
+    assert "answers" not in (a | replace(b, provenance={"answers": {"a": 3}})).provenance
+    assert Circuit.from_json(either.to_json()) == either
+
+
+def test_an_edge_of_both_is_known_by_its_ends():
+    rounded = a_circuit(edges=(Edge(READ, HIDDEN, 0.1 + 1e-9), EDGES[1]))
+    assert (a_circuit() | rounded).edges == EDGES
+    assert (a_circuit() - rounded).edges == ()
+    assert a_circuit().jaccard(rounded) == 1
+
+
+def test_the_line_of_a_circuit_says_what_is_known_of_it():
+    a = a_circuit(losses={"test": 0.1, "model_test": 0.05})
+    size = "Circuit(toy: 3 nodes, 2 edges; "
+    known = "test loss 0.100 against 0.050 of the whole model, target 0.15; not audited)"
+    assert repr(a) == size + known
+    assert repr(a & a) == f"{size}not evaluated, target 0.15; not audited)"
+    alone = replace(a, losses={"test": 0.1, "model_test": math.nan}, target_loss=math.nan)
+    assert repr(alone) == f"{size}test loss 0.100, no target; not audited)"
 
 
 def test_a_circuit_becomes_a_graph_with_the_residual_stream_on_request():

@@ -90,6 +90,7 @@ UPWARDS = {
     ("circuit", "explain"): "Circuit.explain: a circuit is data, and users look for what it can do"
     " on the object itself",
     ("circuit", "compiling"): "Circuit.compile: likewise",
+    ("circuit", "circuit_sets"): "Circuit's &, | and -: likewise",
     ("auditing", "audit_page"): "AuditReport in a notebook: IPython asks the object itself",
     ("circuit", "displays"): "Circuit in a notebook: likewise",
     ("history", "displays"): "History in a notebook: likewise",

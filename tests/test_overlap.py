@@ -1,5 +1,7 @@
 """Circuits side by side: shares counted by hand, and names that people gave."""
 
+from dataclasses import replace
+
 import pytest
 
 from tl_sparse import Circuit, Edge, Node, Site
@@ -44,6 +46,13 @@ def test_circuits_have_names():
     assert named.rows()[0]["second"] == "33% / 60%"
     assert "<b>" not in named._repr_html_()
     assert "&lt;b&gt;first&lt;/b&gt;" in named._repr_html_()
+
+
+def test_circuits_under_other_ablations_are_compared_and_not_combined():
+    found = overlap([A, replace(C, ablation="zero")])
+    assert "in all: 1 edges, 2 nodes\n  0.mlp_in.0 -> 0.mlp_neuron.0 (+1)" in str(found)
+    with pytest.raises(ValueError, match="under other ablations"):
+        found.shared()
 
 
 def test_what_cannot_be_compared_is_refused():

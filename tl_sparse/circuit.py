@@ -154,30 +154,24 @@ class Circuit:
         return tuple(edge for edge in self.edges if edge.source == node)
 
     def __and__(self, other: "Circuit") -> "Circuit":
-        """Give what both circuits have; losses are not known of it."""
+        """Give what both circuits have: see `tl_sparse.circuit_sets.combined`.
+
+        Losses and the counts of interface weights and biases are not known of it.
+        """
         return self._combined(other, "&", set.intersection)
 
     def __or__(self, other: "Circuit") -> "Circuit":
-        """Give what either circuit has; losses are not known of it."""
+        """Give what either circuit has, likewise."""
         return self._combined(other, "|", set.union)
 
     def __sub__(self, other: "Circuit") -> "Circuit":
-        """Give the edges that the other lacks, and their ends; losses are not known of it."""
+        """Give the edges that the other lacks, and their ends, likewise."""
         return self._combined(other, "-", set.difference)
 
     def _combined(self, other: "Circuit", sign: str, combine: Any) -> "Circuit":
-        self._check_same_model(other)
-        edges = combine(set(self.edges), set(other.edges))
-        ends = {node for edge in edges for node in (edge.source, edge.target)}
-        return Circuit(
-            nodes=tuple(combine(set(self.nodes), set(other.nodes)) | ends),
-            edges=tuple(sorted(edges, key=edge_order)),
-            references=self.references,
-            task=f"{self.task} {sign} {other.task}",
-            model_hash=self.model_hash,
-            ablation=self.ablation,
-            tie_qk=self.tie_qk and other.tie_qk,
-        )
+        from tl_sparse.circuit_sets import combined
+
+        return combined(self, other, sign, combine)
 
     def jaccard(self, other: "Circuit", of: str = "edges") -> float:
         """Give the share of the edges, or "nodes", of either circuit that both have, in [0, 1].
@@ -187,13 +181,18 @@ class Circuit:
         Raises:
             ValueError: If the circuits are of different models.
         """
-        self._check_same_model(other)
+        self.check_same_model(other)
         if of not in ("edges", "nodes"):
             raise ValueError(f'jaccard compares "edges" or "nodes", got {of!r}.')
-        mine, theirs = set(getattr(self, of)), set(getattr(other, of))
+        mine, theirs = ({part[:2] for part in getattr(one, of)} for one in (self, other))
         return len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0
 
-    def _check_same_model(self, other: "Circuit") -> None:
+    def check_same_model(self, other: "Circuit") -> None:
+        """Check that another circuit is of the same model.
+
+        Raises:
+            ValueError: If not.
+        """
         if self.model_hash != other.model_hash:
             raise ValueError(
                 f"The circuits {self.task} and {other.task} are of different models; their "
@@ -284,11 +283,14 @@ class Circuit:
         """One line: size, task and losses."""
         loss = self.losses.get("test", math.nan)
         whole = self.losses.get("model_test", math.nan)
+        losses = "not evaluated" if math.isnan(loss) else f"test loss {loss:.3f}"
+        if not math.isnan(loss + whole):
+            losses += f" against {whole:.3f} of the whole model"
+        target = "no target" if math.isnan(self.target_loss) else f"target {self.target_loss:g}"
         forced = ", forced past the gate" if self.forced else ""
         return (
-            f"Circuit({self.task}: {self.n_nodes} nodes, {self.n_edges} edges; "
-            f"test loss {loss:.3f} against {whole:.3f} of the whole model, "
-            f"target {self.target_loss:g}{forced}; not audited)"
+            f"Circuit({self.task}: {self.n_nodes} nodes, {self.n_edges} edges; {losses}, "
+            f"{target}{forced}; not audited)"
         )
 
     def to_json(self) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tl_sparse.circuit import Circuit, Edge, Node
+from tl_sparse.circuit import Circuit, Edge, Node, edge_order
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,11 @@ class Overlap:
         return dict(sorted(found.items(), key=lambda one: (-one[1], str(one[0]))))
 
     def shared(self) -> Circuit:
-        """Give what all circuits have, as a circuit."""
+        """Give what all circuits have, as a circuit.
+
+        Raises:
+            ValueError: If what is out is set to other values in one of them.
+        """
         found = self.circuits[0]
         for other in self.circuits[1:]:
             found = found & other
@@ -52,12 +56,14 @@ class Overlap:
         widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
         table = [{name: name for name in rows[0]}, *rows]
         lines = ["  ".join(row[name].ljust(widths[name]) for name in widths) for row in table]
-        shared = self.shared()
+        shared = [part for part, n in self.counts().items() if n == len(self.circuits)]
+        edges = sorted((part for part in shared if isinstance(part, Edge)), key=edge_order)
+        n_nodes = sum(isinstance(p, Node) and p.site.name != "final_in" for p in shared)
         lines.append(
-            f"edges / nodes in both, of those in either; in all: {shared.n_edges} edges, "
-            f"{shared.n_nodes} nodes"
+            f"edges / nodes in both, of those in either; in all: {len(edges)} edges, "
+            f"{n_nodes} nodes"
         )
-        lines += [f"  {edge}" for edge in shared.edges]
+        lines += [f"  {edge}" for edge in edges]
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
