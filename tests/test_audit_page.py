@@ -159,6 +159,16 @@ def test_a_notebook_keeps_its_own_style():
     assert rules == [".tl-sparse", "@media(prefers-color-scheme:dark)"]
 
 
+def test_a_line_without_a_threshold_is_not_tested():
+    line = Finding("minimal", "needless", 0.2, math.nan, at_most=True, why="no target is known")
+    page = audit_section(AuditReport("toy", (line,)))
+    parsed = Page(page)
+    assert "fail" not in page.partition("</style>")[2]
+    assert "".join(parsed.text).count("not tested") == 9
+    assert 'class="not-tested"' in page
+    assert "nan" not in page
+
+
 def test_an_audit_without_findings_makes_a_section():
     parsed = Page(audit_section(AuditReport("toy", ())))
     assert "".join(parsed.text).count("not tested") == 8

@@ -16,7 +16,7 @@ from conftest import write_edges
 from test_plants import TASK as MARKED
 from test_plants import planted
 
-from tl_sparse import Circuit, Edge, HookedSparseTransformer, Node, site_map
+from tl_sparse import Circuit, Edge, HookedSparseTransformer, Node, Site, site_map
 from tl_sparse.ablation import zero_references
 from tl_sparse.auditing import MIB_SHARES, AuditReport, Finding, audit, cmd, cpr, faithfulness
 from tl_sparse.auditing.controls import with_random_parameters, with_shuffled_weights
@@ -299,6 +299,63 @@ def test_the_same_seed_gives_the_same_report():
     assert run(model, TRUTH).to_dict() == run(model, TRUTH).to_dict()
 
 
+def lines(report: AuditReport) -> dict[str, float]:
+    return {finding.name: finding.value for finding in report.findings}
+
+
+def dropped_by(circuit: Circuit) -> tuple[Node, ...]:
+    """The nodes that take part only by their in-edges."""
+    return tuple(node for node in circuit.nodes if not node.site.name.endswith("_in"))
+
+
+def test_a_circuit_without_a_target_is_not_held_to_one(tmp_path):
+    model = grow(TRUTH + QUIET)
+    circuit = replace(circuit_of(model, TRUTH), target_loss=math.nan)
+    report = audit(model, circuit, TASK, config=CONFIG, progress=False)
+    verdicts = report.verdicts()
+    assert [claim for claim, verdict in verdicts.items() if verdict == "not tested"] == [
+        "sufficient", "better than chance", "minimal", "stable"
+    ]  # fmt: skip
+    assert "fails" not in verdicts.values()
+    assert "    not tested  test loss of the circuit alone: " in str(report)
+    assert "nan" not in str(report)
+    report.save(tmp_path / "audit.json")
+    assert str(AuditReport.load(tmp_path / "audit.json")) == str(report)
+    less = replace(circuit_of(model, TRUTH[:-1]), target_loss=math.nan)  # fails by another line
+    report = audit(model, less, TASK, config=CONFIG, progress=False)
+    assert report.verdicts()["sufficient"] == "fails"
+
+
+def test_circuits_of_two_seeds_together_are_audited_on_their_task():
+    model = grow(TRUTH + QUIET)
+    one, other = circuit_of(model, TRUTH + QUIET[:2]), circuit_of(model, TRUTH + QUIET[2:])
+    report = audit(model, one & other, TASK, config=CONFIG, progress=False)
+    assert lines(report) == lines(run(model, TRUTH))
+    assert failed(report) == {}
+
+
+def test_nodes_without_an_edge_are_audited():
+    model = grow(TRUTH + QUIET)
+    bare = replace(circuit_of(model, TRUTH), edges=())
+    report = audit(model, bare, TASK, config=CONFIG, progress=False)
+    assert lines(report)["test accuracy of the circuit alone"] <= 0.5
+    assert report.verdicts()["sufficient"] == "fails"
+    assert report.verdicts()["minimal"] == "not tested"
+    assert report.edges == ()
+    assert {effect.part for effect in report.nodes} == {
+        str(node) for node in set(bare.nodes) - set(dropped_by(bare))
+    }
+
+
+def test_nodes_that_are_dropped_have_no_part_in_an_audit():
+    model = grow(TRUTH + QUIET)
+    circuit = circuit_of(model, TRUTH)
+    extra = (Node(Site(0, "mlp_neuron"), 8), Node(Site(0, "v"), 5), Node(Site(0, "q"), 6))
+    more = replace(circuit, nodes=circuit.nodes + extra)
+    report = audit(model, more, TASK, config=CONFIG, progress=False)
+    assert lines(report) == lines(run(model, TRUTH))
+
+
 def test_circuits_that_cannot_be_audited_say_why():
     model = grow(TRUTH)
     circuit = circuit_of(model, TRUTH)
@@ -308,7 +365,12 @@ def test_circuits_that_cannot_be_audited_say_why():
         audit(model, circuit_of(model, TRUTH, "other"), TASK, config=CONFIG)
     with pytest.raises(ValueError, match="no node"):
         audit(model, circuit_of(model, []), TASK, config=CONFIG)
-    references = {site: (math.inf,) * len(v) for site, v in circuit.references.items()}
+    with pytest.raises(ValueError, match=r"no node left: none of its 3 has an edge into it"):
+        audit(model, replace(circuit, nodes=dropped_by(circuit)[:3], edges=()), TASK, config=CONFIG)
+    of_two = replace(circuit, task="other | marked")
+    with pytest.raises(ValueError, match=r"replace\(circuit, task='marked'\)"):
+        audit(model, of_two, TASK, config=CONFIG)
+    references = {site: (3e38,) * len(v) for site, v in circuit.references.items()}
     with pytest.raises(ValueError, match="NaN or infinite"):
         audit(model, replace(circuit, references=references), TASK, config=CONFIG)
     with pytest.raises(ValueError, match="n_random"):

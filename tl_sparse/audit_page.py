@@ -71,7 +71,7 @@ def _each(report: AuditReport) -> list[tuple[Claim, str]]:
 
 def _claim(report: AuditReport, claim: Claim, verdict: str) -> str:
     findings = report.of(claim)
-    n_failing = sum(not finding.holds for finding in findings)
+    n_failing = sum(finding.verdict == "fails" for finding in findings)
     count = ""
     if n_failing:
         lines, verb = (
@@ -106,7 +106,7 @@ def _lines(findings: Sequence[Finding]) -> str:
     rows = [_line(finding) for finding in findings]
     used = [name for row in rows for name, value in row.items() if value != ""]
     rows = [{name: value for name, value in row.items() if name in used} for row in rows]
-    kinds = ["holds" if finding.holds else "fails" for finding in findings]
+    kinds = [finding.verdict.replace(" ", "-") for finding in findings]
     return table(rows, kinds) if rows else ""
 
 
@@ -115,11 +115,13 @@ def _line(finding: Finding) -> dict[str, Any]:
     if finding.control is not None:
         name = f" ({finding.control_name})" if finding.control_name else ""
         control = f"{_number(finding.control)}{name}"
+    sign = "<=" if finding.at_most else ">="
+    tested = finding.verdict != "not tested"
     return {
-        "verdict": _said("holds" if finding.holds else "fails"),
+        "verdict": _said(finding.verdict),
         "line": finding.name,
         "value": float(finding.value),
-        "threshold": f"{'<=' if finding.at_most else '>='} {_number(finding.threshold)}",
+        "threshold": f"{sign} {_number(finding.threshold)}" if tested else "",
         "spread": "" if finding.spread is None else _range(finding.spread),
         "on other seeds": ", ".join(map(_number, finding.over_seeds)),
         "control": control,

@@ -5,6 +5,7 @@ models together; the rest is about files that a program or a person has changed:
 and edges have to be the model's.
 """
 
+import re
 from collections import defaultdict
 
 import torch
@@ -21,9 +22,15 @@ def check_question(circuit: Circuit, task: str) -> None:
         ValueError: If the circuit was found on another task, or the last token alone does it.
     """
     if circuit.task != task:
+        advice = "Give the task that it was found on."
+        if task in re.split(r" [&|-] ", circuit.task):
+            advice = (
+                "It is made of circuits of several tasks. To ask it about this one, say so: "
+                f"dataclasses.replace(circuit, task={task!r})."
+            )
         raise ValueError(
             f"The circuit was found on the task {circuit.task!r}, and the task given is {task!r}. "
-            "Give the task that it was found on."
+            f"{advice}"
         )
     if not circuit.nodes:
         raise ValueError(

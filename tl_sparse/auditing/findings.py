@@ -31,6 +31,8 @@ CLAIMS: dict[Claim, str] = {
 }
 """What each claim says."""
 
+Verdict = Literal["holds", "fails", "not tested"]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -40,6 +42,7 @@ class Finding:
     name: str
     value: float
     threshold: float
+    """NaN where nothing is known to hold the value against: then the line is not tested."""
     at_most: bool
     """Whether the value has to be at most the threshold; otherwise at least."""
     why: str
@@ -59,13 +62,23 @@ class Finding:
             return False
         return self.value <= self.threshold if self.at_most else self.value >= self.threshold
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the line holds, fails, or has no threshold to be tested by."""
+        if math.isnan(self.threshold):
+            return "not tested"
+        return "holds" if self.holds else "fails"
+
     def __str__(self) -> str:
         """One line."""
         sign = "<=" if self.at_most else ">="
+        threshold = f" {sign} {self.threshold:.3g}"
         spread = "" if self.spread is None else f" ({self.spread[0]:.3g} to {self.spread[1]:.3g})"
         control = "" if self.control is None else f"; {self.control_name}: {self.control:.3g}"
-        verb = "holds" if self.holds else "FAILS"
-        line = f"{verb}  {self.name}: {self.value:.3g}{spread} {sign} {self.threshold:.3g}{control}"
+        verb = self.verdict.upper() if self.verdict == "fails" else self.verdict
+        if self.verdict == "not tested":
+            threshold = ""
+        line = f"{verb}  {self.name}: {self.value:.3g}{spread}{threshold}{control}"
         if self.over_seeds:
             line += f"; on other seeds: {', '.join(f'{value:.3g}' for value in self.over_seeds)}"
         return line
@@ -107,13 +120,14 @@ class AuditReport:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Model, circuit, settings and versions; JSON values only."""
 
-    def verdicts(self) -> dict[Claim, Literal["holds", "fails", "not tested"]]:
-        """Give for each claim whether all of its findings hold."""
-        found: dict[Claim, Literal["holds", "fails", "not tested"]] = {}
+    def verdicts(self) -> dict[Claim, Verdict]:
+        """Give for each claim whether all of its findings hold; one that is not tested may fail."""
+        found: dict[Claim, Verdict] = {}
         for claim in CLAIMS:
-            mine = self.of(claim)
-            held = "holds" if all(finding.holds for finding in mine) else "fails"
-            found[claim] = held if mine else "not tested"
+            mine = {finding.verdict for finding in self.of(claim)}
+            found[claim] = "not tested" if not mine or "not tested" in mine else "holds"
+            if "fails" in mine:
+                found[claim] = "fails"
         return found
 
     def of(self, claim: Claim) -> list[Finding]:

@@ -96,7 +96,7 @@ def _nodes(subject: Subject, here: _Run, there: _Run, empty: _Run) -> Iterator[F
 def _unexplained(subject: Subject, here: _Run, there: _Run) -> list[float]:
     """Give, for each kept node that varies in the model, the fraction that a run leaves out."""
     found = []
-    for node in subject.circuit.nodes:
+    for node in subject.selection.node_list():
         entries = subject.trial.sites[node.site].entries(node.channel)  # an error has many
         whole = there.values[node.site][..., entries][there.there]
         alone = here.values[node.site][..., entries][here.there]
@@ -159,7 +159,7 @@ def _put(info: SiteInfo, chosen: Tensor, whole: Tensor, activation: Tensor, hook
 def _attention(subject: Subject, here: _Run, there: _Run, empty: _Run) -> Iterator[Finding]:
     heads = {
         (node.site.layer, head)
-        for node in subject.circuit.nodes
+        for node in subject.selection.node_list()
         if node.site.name in ("q", "k", "v")
         for head in _heads_of(subject, node)
     }

@@ -1,5 +1,6 @@
 """Can anything go? Drop each edge alone; and the curve on which all go, the least needed first."""
 
+import math
 from collections.abc import Iterator
 
 from tqdm import tqdm
@@ -12,15 +13,16 @@ from tl_sparse.circuit import Edge
 def minimality(
     subject: Subject, costs: dict[Edge, float], curves: dict[str, list[tuple[float, float]]]
 ) -> Iterator[Finding]:
-    """Judge every edge's removal, by the losses of `drop_one`."""
-    target = max(subject.circuit.target_loss, subject.trial.loss(subject.selection))
-    needless = sum(cost <= target for cost in costs.values())
+    """Judge every edge's removal, by the losses of `drop_one`; not without edges or a target."""
+    if costs and not math.isnan(subject.circuit.target_loss):
+        target = max(subject.circuit.target_loss, subject.trial.loss(subject.selection))
+        needless = sum(cost <= target for cost in costs.values())
+        yield Finding(
+            "minimal", "share of edges whose removal alone the target allows",
+            needless / len(costs), 0.0, at_most=True,
+            why="an edge that can go is no part of an explanation",
+        )  # fmt: skip
     edges = subject.selection.edge_list(subject.model)
-    yield Finding(
-        "minimal", "share of edges whose removal alone the target allows",
-        needless / max(1, len(costs)), 0.0, at_most=True,
-        why="an edge that can go is no part of an explanation",
-    )  # fmt: skip
     order = sorted(costs, key=costs.__getitem__)
     fewer = subject.selection
     points = [(float(fewer.n_edges), subject.alone)]

@@ -46,7 +46,8 @@ def audit(
 
     Raises:
         ValueError: If the circuit is another model's or does not fit it, was found on another task,
-            has no node, a prompt is too long, or a loss is NaN or infinite.
+            has no node or none that its edges leave, a prompt is too long, or a loss is NaN or
+            infinite.
     """
     config = config or AuditConfig()
     check_circuit(circuit, model, resampling=True, latents=True, bundles=True)
@@ -66,6 +67,12 @@ def audit(
     curves: Curves = {}
     with frozen_parameters(model):
         subject = Subject(model, circuit, task, own, config)
+        if not any(kept.any() for kept in subject.selection.nodes.values()):
+            raise ValueError(
+                f"The circuit for {circuit.task} has no node left: none of its {circuit.n_nodes} "
+                "has an edge into it, so that all are dropped, and there is nothing to audit. Add "
+                "the edges."
+            )
         findings = list(_findings(subject, corpus, curves, progress))
         costs = drop_one(subject, progress)
         findings += minimality(subject, costs, curves)

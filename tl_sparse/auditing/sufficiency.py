@@ -9,6 +9,7 @@ A circuit that is surer than its model does something that the model does not: o
 pruning alone makes what was asked for (Drori 2026; METHOD.md, section 7).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +37,8 @@ def sufficiency(subject: Subject, others: Mapping[str, References]) -> Iterator[
     yield Finding(
         "sufficient", "test loss of the circuit alone", subject.alone,
         circuit.target_loss + error, at_most=True,
-        why="the loss that was asked for, and two standard errors of the mean over test examples",
+        why="no target is known that the circuit was to reach" if math.isnan(circuit.target_loss)
+        else "the loss that was asked for, and two standard errors of the mean over test examples",
         control=subject.empty, control_name="empty circuit",
     )  # fmt: skip
     yield Finding(

@@ -61,8 +61,10 @@ def integrated(
 ) -> Parts:
     """Give each gate's part of the fall in test loss while all go from 0 to their end.
 
-    `gates_at` says what is run at some height of the gates.
+    `gates_at` says what is run at some height of the gates. Of no gates there is nothing to give.
     """
+    if not ends:
+        return {}
     trial, task = subject.trial, subject.task
     chosen = spread_over(task, "test", subject.config.n_examples)
     n = len(chosen)
