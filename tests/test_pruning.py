@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 from tl_sparse import only_circuit, prune
 from tl_sparse.ablation import References, zero_references
 from tl_sparse.circuit import Edge, Node, Site
-from tl_sparse.config import PruningConfig, SparsityConfig
+from tl_sparse.config import PruningConfig, SearchConfig, SparsityConfig
 from tl_sparse.model import HookedSparseTransformer
-from tl_sparse.pruning import TaskGateError, UnreachableTargetError, evaluate
+from tl_sparse.pruning import TaskGateError, UnreachableTargetError, evaluate, search, sweep
 from tl_sparse.pruning.sizes import grid, rank
 from tl_sparse.selection import nonzero_weights, select_nodes
 from tl_sparse.sites import site_map
@@ -271,6 +272,26 @@ def test_references_of_another_model_and_long_prompts_and_nan_are_refused(plante
         broken.unembed.W_U.fill_(float("nan"))
     with pytest.raises(ValueError, match="are NaN or infinite"):
         prune(broken, task, zero_references(broken), QUICK, force=True, progress=False)
+
+
+def test_what_is_no_model_task_references_or_config_is_told_in_words(planted):
+    good: Any = (planted, letters_task(), zero_references(planted), QUICK)
+    bad: list[tuple[int, Any, str]] = [
+        (0, None, "model is a HookedTransformer, got None"),
+        (1, "single_double_quote", r"task is a Task, got 'single_double_quote'.*tasks\.get"),
+        (2, None, r"references are .* got None\. Measure them with references\(model, corpus\)"),
+        (3, {"target_loss": 0.1}, r"config is a PruningConfig, got \{.*PruningConfig\.from_dict"),
+        (2, replace(good[2], ablation="bogus"), r"references\.ablation is one of .* got 'bogus'"),
+    ]
+    for place, wrong, message in bad:
+        given = (*good[:place], wrong, *good[place + 1 :])
+        for ask in (prune, sweep):
+            with pytest.raises(ValueError, match=message):
+                ask(*given, progress=False)
+        with pytest.raises(ValueError, match=message):
+            search(*given, SearchConfig(n_trials=1), progress=False)
+    with pytest.raises(ValueError, match="search_config is a SearchConfig, got 20"):
+        search(*good, cast(Any, 20), progress=False)
 
 
 def test_nodes_are_ranked_by_tau_and_sizes_tried_from_small_to_large():

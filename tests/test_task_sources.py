@@ -70,6 +70,12 @@ def test_pairs_may_be_lists_and_what_is_no_pair_is_refused(single_bytes):
             tasks.from_pairs("closing", [*pairs, wrong], tokenizer=single_bytes)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_pair_with_an_empty_prompt_is_refused_as_that(single_bytes):
+    for prompts in (("", ""), ("", "x ["), ("x (", "")):
+        with pytest.raises(ValueError, match=r"one of them is empty; got \(\("):
+            tasks.from_pairs("closing", [(prompts, (")", "]"))] * 10, tokenizer=single_bytes)
+
+
 def test_an_unknown_split_is_refused(single_bytes):
     pairs = {"training": [Pair(("(", "["), (")", "]"))]}
     with pytest.raises((ValueError, TypeError), match="training"):

@@ -77,6 +77,17 @@ def test_bad_pairs_are_refused(changes, message):
         a_task(**changes)
 
 
+def test_a_task_without_a_tokenizer_is_refused():
+    pairs = [((f"{i} (", f"{i} ["), (")", "]")) for i in range(10)]
+    for make in (
+        lambda: tasks.get("single_double_quote", tokenizer=None),
+        lambda: tasks.get("ioi", tokenizer="gpt2"),
+        lambda: tasks.from_pairs("closing", pairs, tokenizer=None),
+    ):
+        with pytest.raises(ValueError, match=r"made for a tokenizer.* got .*model\.tokenizer"):
+            make()
+
+
 class Merging(Letters):
     """Two a's in a row are one token, wherever they stand."""
 

@@ -1,6 +1,7 @@
 """Reference values by name, and those that a task gives: its mean, and other prompts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -16,10 +17,11 @@ from tl_sparse.ablation import (
     resampled_references,
     zero_references,
 )
-from tl_sparse.circuit_rules import ABLATIONS
+from tl_sparse.circuit_rules import ABLATION, ABLATIONS
 from tl_sparse.config import PruningConfig
 from tl_sparse.data import Corpus
 from tl_sparse.resampling import values_on
+from tl_sparse.rules import Rule, checks_itself
 from tl_sparse.sites import model_hash, site_map
 from tl_sparse.tasks import PairTask, Split, Task
 from tl_sparse.tasks.base import SPLITS
@@ -124,6 +126,42 @@ def check_lengths(model: HookedTransformer, task: Task) -> None:
             f"The task {task.name} has a prompt of {longest} tokens; the model reads at most "
             f"{model.cfg.n_ctx}. Choose another task, or train with a larger n_ctx."
         )
+
+
+_ARGUMENTS = {
+    "model": Rule("is a HookedTransformer", lambda v: isinstance(v, HookedTransformer)),
+    "task": Rule(
+        "is a Task",
+        lambda v: isinstance(v, Task),
+        "By name it is tasks.get(name, tokenizer=model.tokenizer).",
+    ),
+    "references": Rule(
+        "are the reference values of the model's nodes, as References",
+        lambda v: isinstance(v, References),
+        "Measure them with references(model, corpus), or take zeros: zero_references(model).",
+    ),
+    "config": Rule(
+        "is a PruningConfig",
+        lambda v: isinstance(v, PruningConfig),
+        "Of a mapping of its fields it is PruningConfig.from_dict(mapping).",
+    ),
+}
+
+
+@checks_itself
+def check_arguments(model: Any, task: Any, references: Any, config: Any) -> None:
+    """Check what every pruning is given, before anything is run.
+
+    Raises:
+        ValueError: If one of them is another kind of thing, the references are of another model or
+            of no ablation that there is, or the task lacks the prompts that they ask for.
+    """
+    given = {"model": model, "task": task, "references": references, "config": config}
+    for name, rule in _ARGUMENTS.items():
+        rule.check(name, given[name])
+    ABLATION.check("references.ablation", references.ablation)
+    references.check(model)
+    check_ablation(references, task, config)
 
 
 def check_ablation(references: References, task: Task, config: PruningConfig) -> None:

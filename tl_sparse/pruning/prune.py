@@ -28,11 +28,12 @@ from tl_sparse.config import PruningConfig
 from tl_sparse.pruning.calibration import Calibration, calibrated
 from tl_sparse.pruning.cleanup import CleanUp
 from tl_sparse.pruning.learning import LearningStopped, learn_edges, learn_nodes
-from tl_sparse.pruning.others import check_ablation, check_lengths
+from tl_sparse.pruning.others import check_arguments, check_lengths
 from tl_sparse.pruning.scores import score_edges, score_nodes
 from tl_sparse.pruning.sizes import Curve, choose_edges, choose_nodes
 from tl_sparse.pruning.trial import Trial, evaluate
 from tl_sparse.resampling import values_on
+from tl_sparse.rules import checks_itself
 from tl_sparse.selection import Selection, interface_counts
 from tl_sparse.sites import coders_of, site_map
 from tl_sparse.tasks import Task
@@ -60,6 +61,7 @@ class UnreachableTargetError(ValueError):
         self.best_loss, self.losses = best_loss, losses
 
 
+@checks_itself
 def prune(
     model: HookedTransformer,
     task: Task,
@@ -84,8 +86,7 @@ def prune(
             kind that the ablation takes values from.
     """
     config = config or PruningConfig()
-    references.check(model)
-    check_ablation(references, task, config)
+    check_arguments(model, task, references, config)
     sites = site_map(model, final=config.mask_final)
     if config.tie_qk and model.cfg.n_key_value_heads:
         raise ValueError(

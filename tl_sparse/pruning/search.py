@@ -32,8 +32,9 @@ from transformer_lens import HookedTransformer
 from tl_sparse.ablation import References
 from tl_sparse.circuit import Circuit
 from tl_sparse.config import PruningConfig, SearchConfig
-from tl_sparse.pruning.others import check_ablation
+from tl_sparse.pruning.others import check_arguments
 from tl_sparse.pruning.prune import UnreachableTargetError, check_gate, prune
+from tl_sparse.rules import Rule, checks_itself
 from tl_sparse.selection import nonzero_weights
 from tl_sparse.sites import site_map
 from tl_sparse.tasks import Task
@@ -58,6 +59,14 @@ class _Job:
     """Time after which none begins."""
 
 
+_SEARCH_CONFIG = Rule(
+    "is a SearchConfig",
+    lambda v: isinstance(v, SearchConfig),
+    "It holds the budget: SearchConfig(n_trials=20).",
+)
+
+
+@checks_itself
 def search(
     model: HookedTransformer,
     task: Task,
@@ -79,9 +88,9 @@ def search(
         ValueError: If there is nothing to search, the folder holds another search, or `prune` would
             refuse its arguments.
     """
+    check_arguments(model, task, references, config)
+    _SEARCH_CONFIG.check("search_config", search_config)
     _check_searchable(model, config, search_config)
-    references.check(model)
-    check_ablation(references, task, config)
     whole, _ = check_gate(model, task, config, force=force)
     with _folder(search_config.folder) as folder, _quiet_optuna():
         study = _open(folder)

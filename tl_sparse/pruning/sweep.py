@@ -14,11 +14,12 @@ from transformer_lens import HookedTransformer
 from tl_sparse.ablation import References
 from tl_sparse.config import PruningConfig
 from tl_sparse.pruning.learning import learn_nodes
-from tl_sparse.pruning.others import check_ablation, check_lengths
+from tl_sparse.pruning.others import check_arguments, check_lengths
 from tl_sparse.pruning.prune import frozen_parameters
 from tl_sparse.pruning.scores import score_nodes
 from tl_sparse.pruning.sizes import grid, nested_nodes
 from tl_sparse.pruning.trial import Trial
+from tl_sparse.rules import checks_itself
 from tl_sparse.sites import site_map
 from tl_sparse.tasks import Split, Task
 
@@ -58,6 +59,7 @@ class Sweep:
         return min(reached, default=None)
 
 
+@checks_itself
 def sweep(
     model: HookedTransformer,
     task: Task,
@@ -77,8 +79,7 @@ def sweep(
             no other prompts of the kind that the ablation takes values from.
     """
     config = config or PruningConfig()
-    references.check(model)
-    check_ablation(references, task, config)
+    check_arguments(model, task, references, config)
     check_lengths(model, task)
     with frozen_parameters(model):
         trial = Trial(model, task, site_map(model, final=config.mask_final), references)

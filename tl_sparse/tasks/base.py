@@ -286,7 +286,16 @@ def _is_text(text: str) -> bool:
 
 
 def encode(texts: Sequence[str], tokenizer: Any) -> list[tuple[int, ...]]:
-    """Tokenise texts without special tokens, in one call where the tokenizer knows how."""
+    """Tokenise texts without special tokens, in one call where the tokenizer knows how.
+
+    Raises:
+        ValueError: If the tokenizer is none.
+    """
+    if texts and (isinstance(tokenizer, str) or not hasattr(tokenizer, "encode")):
+        raise ValueError(
+            f"A task is made for a tokenizer, which has a method encode, got {tokenizer!r}. Give "
+            "the model's own, model.tokenizer; where that is None, the one it was trained with."
+        )
     if texts and getattr(tokenizer, "is_fast", False):
         found = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     else:

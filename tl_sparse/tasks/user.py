@@ -79,6 +79,11 @@ def _pair(given: Any) -> Pair:
             f"A pair is two prompts and two answers, (('a (', 'a ['), (')', ']')); got {given!r}."
         )
     (prompt, other), (answer, its) = parts
+    if not prompt or not other:
+        raise ValueError(
+            "A pair's two prompts are what the answers come after, and one of them is empty; got "
+            f"{given!r}."
+        )
     return Pair((prompt, other), (answer, its))
 
 
