@@ -284,14 +284,15 @@ def test_what_is_no_model_task_references_or_config_is_told_in_words(planted):
         (2, replace(good[2], ablation="bogus"), r"references\.ablation is one of .* got 'bogus'"),
     ]
     for place, wrong, message in bad:
-        given = (*good[:place], wrong, *good[place + 1 :])
+        given: Any = list(good)
+        given[place] = wrong
         for ask in (prune, sweep):
             with pytest.raises(ValueError, match=message):
                 ask(*given, progress=False)
         with pytest.raises(ValueError, match=message):
-            search(*given, SearchConfig(n_trials=1), progress=False)
+            search(*given, search_config=SearchConfig(n_trials=1), progress=False)
     with pytest.raises(ValueError, match="search_config is a SearchConfig, got 20"):
-        search(*good, cast(Any, 20), progress=False)
+        search(*good, search_config=cast(Any, 20), progress=False)
 
 
 def test_nodes_are_ranked_by_tau_and_sizes_tried_from_small_to_large():
