@@ -392,7 +392,7 @@ def test_resetting_hooks_inside_the_block_leaves_the_circuit(stock, model, token
     circuit = whole_circuit(model)
     circuit = replace(circuit, edges=circuit.edges[::3])
     seen = []
-    model.add_hook("blocks.0.hook_mlp_out", lambda x, hook: seen.append(hook.name))
+    model.add_hook("blocks.0.hook_mlp_out", lambda tensor, hook: seen.append(hook.name))
     with only_circuit(model, circuit):
         alone = model(tokens)
         assert len(seen) == 1

@@ -129,8 +129,9 @@ def test_the_page_of_the_command_line_has_every_command_with_what_it_takes():
         ("config", page[: page.index("take `--config FILE`")].rpartition("\n\n")[2]),
         ("device", page[page.index("`--device` where") : page.index(" run.\n")]),
     ):
+        group: Any = typer.main.get_command(app)
         takes = {
-            c.name for c in typer.main.get_command(app).commands.values()
+            c.name for c in group.commands.values()
             if any(f"--{flag}" in parameter.opts for parameter in c.params)
         }  # fmt: skip
         assert set(re.findall(r"`(\w+)`", sentence)) == takes, flag

@@ -149,8 +149,8 @@ def test_what_layer_norm_takes_away_has_no_part_in_steering(node, into, tokens, 
         with torch.no_grad():
             dense.embed.W_E += shift
             bridges = make_bridges(dense, sparse)
-            for bridge in bridges.sites:
-                bridge.W_dec += shift
+            for site in range(len(bridges)):
+                bridges[site].W_dec.add_(shift)
         sized(bridges, dense, sparse, tokens)
         args = (dense, sparse, bridges, node, tokens, counterfactual)
         moved.append(steer(*args, strength=0.1, into=into))
