@@ -202,7 +202,7 @@ def groups(
     """
     batches, n_sampled = _batches(text, n_ctx, config.batch_size)
     n_scored = int((text.half >= 0).sum())
-    per_node = n_scored + 4 * N_SAMPLE + 16 * config.batch_size * n_ctx
+    per_node = n_scored + 16 * N_SAMPLE + 16 * config.batch_size * n_ctx
     wanted = parts_in_groups(places, max(1, config.max_bytes // per_node))
     for i, parts in enumerate(wanted):
         step = f"nodes, group {i + 1} of {len(wanted)}"
