@@ -103,19 +103,22 @@ def test_a_shipped_pair_is_small_and_its_circuits_are_of_its_models(name):
     json.dumps(pair.card)
 
 
-def test_the_wide_pair_of_the_results_does_the_quote_by_five_weights():
-    pair = zoo.load_folder(ROOT / "results" / "wider" / "pair")
+@pytest.mark.parametrize(
+    ("folder", "n_edges", "most", "least"), [("pair", 5, 0.15, 0.99), ("pair1024", 12, 0.2, 0.95)]
+)
+def test_the_wide_pairs_of_the_results_do_the_quote_by_few_weights(folder, n_edges, most, least):
+    pair = zoo.load_folder(ROOT / "results" / "wider" / folder)
     for arm in zoo.ARMS:
         found = model_hash(getattr(pair, arm))
         assert {circuit.model_hash for circuit in pair.circuits[arm].values()} == {found}
     circuit = pair.circuits["sparse"]["single_double_quote"]
-    assert circuit.n_edges == 5
+    assert circuit.n_edges == n_edges
     task = get("single_double_quote", tokenizer=pair.sparse.tokenizer)
     with only_circuit(pair.sparse, circuit):
         loss, accuracy = evaluate(pair.sparse, task, "test")
     assert loss == pytest.approx(circuit.losses["test"], abs=1e-5)
-    assert loss < 0.15
-    assert accuracy > 0.99
+    assert loss < most
+    assert accuracy > least
 
 
 def test_the_head_of_that_circuit_looks_at_the_token_that_opened_the_string():

@@ -109,9 +109,14 @@ def summarise(figure: str, preset: Preset, text: Text, store: Store) -> Summary:
     return _summary(figure, preset, text, done)
 
 
-def comparison(preset: Preset, text: Text, cells: Sequence[Cell], store: Store) -> Summary:
-    """Make the numbers of a comparison of sparse models, their dense control and SAEs on it."""
-    return _summary("compare", preset, text, Finished(cells, store))
+def comparison(
+    preset: Preset, text: Text, cells: Sequence[Cell], store: Store, *, figure: str = "compare"
+) -> Summary:
+    """Make the numbers of a figure from cells of one's own, in place of its plan's.
+
+    That is by default a comparison of sparse models, their dense controls and SAEs on those.
+    """
+    return _summary(figure, preset, text, Finished(cells, store))
 
 
 def _summary(figure: str, preset: Preset, text: Text, done: Finished) -> Summary:
