@@ -75,7 +75,7 @@ def main() -> None:
     pairs = {width: pairs_of(text, width) for width in CONTROLS}
     fewer = sparse(text, 0, 1024, nonzeros=FEWER)
     ladder = [dense_model(PRESET, text, seed=s, width=w) for w in LADDER for s in PRESET.seeds]
-    cells = [*(c for some in pairs.values() for c in some), fewer, *circuits(fewer), *ladder]
+    cells = [*(c for some in pairs.values() for c in some), fewer, *circuits(fewer, ()), *ladder]
     others = [*(sparse(text, seed, 256) for seed in (1, 2)), *other_recipe(text)]
     if args.run:
         run([*cells, *others], store)
@@ -122,14 +122,10 @@ def pairs_of(text: Text, width: int) -> list[Cell]:
     return [*models, *(cell for model in models for cell in circuits(model))]
 
 
-def circuits(model: ModelCell) -> Iterator[CircuitCell]:
-    """Give the cells of a model's circuits; some are audited, but of no model in fewer seeds."""
-    in_pairs = model.sparsity.weight_density == 1 or model == sparse(
-        model.text, model.training.seed, model.width
-    )
+def circuits(model: ModelCell, audited: Sequence[str] = AUDITED) -> Iterator[CircuitCell]:
+    """Give the cells of a model's circuits, of which some are audited."""
     for cell in circuits_of(PRESET, model):
-        wanted = in_pairs and cell.task in AUDITED
-        yield replace(cell, audit=AuditConfig.quick() if wanted else None)
+        yield replace(cell, audit=AuditConfig.quick() if cell.task in audited else None)
 
 
 def other_recipe(text: Text) -> list[ModelCell]:
