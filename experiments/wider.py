@@ -44,11 +44,17 @@ PRESET = replace(
 CONTROLS = {512: 80, 1024: 96}
 """By the width of a sparse model, the dense width whose loss is nearest at each of the seeds."""
 
+FOLDERS = {512: "pair", 1024: "pair1024"}
+"""Where the pair of seed 0 is written, by that width."""
+
 FEWER = 4_000
 """Nonzeros of one more model of the last width, seed 0; its loss is that of the first control."""
 
-LADDER = (80, 96, 112)
-"""Dense widths that were trained; the last is better than every sparse model, and not pruned."""
+BETTER = 112
+"""A dense width that is better than every sparse model, and not pruned."""
+
+IN_TF32 = (1024, BETTER)
+"""Widths that were trained with products in TF32."""
 
 SELDOM = {"checkpoint_every": 5_000, "eval_every": 500}
 """For the last width: while training, a checkpoint is 300 MB."""
@@ -74,14 +80,14 @@ def main() -> None:
     text = PRESET.text(store.text_folder) if args.run and not begun else text_of(store)
     pairs = {width: pairs_of(text, width) for width in CONTROLS}
     fewer = sparse(text, 0, 1024, nonzeros=FEWER)
-    ladder = [dense_model(PRESET, text, seed=s, width=w) for w in LADDER for s in PRESET.seeds]
-    cells = [*(c for some in pairs.values() for c in some), fewer, *circuits(fewer, ()), *ladder]
+    better = [dense_model(PRESET, text, seed=seed, width=BETTER) for seed in PRESET.seeds]
+    cells = [*(c for some in pairs.values() for c in some), fewer, *circuits(fewer, ()), *better]
     others = [*(sparse(text, seed, 256) for seed in (1, 2)), *other_recipe(text)]
     if args.run:
         run([*cells, *others], store)
     if args.pair:
         for width in CONTROLS:
-            write_folder(pairs[width], store, args.folder / f"pair{'' if width == 512 else width}")
+            write_folder(pairs[width], store, args.folder / FOLDERS[width])
     parts = [comparison(PRESET, text, cells, store, figure="figure3").markdown()]
     for width, some in pairs.items():
         tables = comparison(PRESET, text, some, store).tables
@@ -93,11 +99,11 @@ def main() -> None:
 
 
 def run(cells: Sequence[Cell], store: Store) -> None:
-    """Do cells: models of the last width with products in TF32, as they were made here."""
+    """Do cells, first the models that take products in TF32."""
     matmul = torch.backends.cuda.matmul
-    widest = [cell for cell in cells if isinstance(cell, ModelCell) and cell.width == 1024]
+    some = [cell for cell in cells if isinstance(cell, ModelCell) and cell.width in IN_TF32]
     matmul.allow_tf32 = True
-    print(run_cells(widest, store))
+    print(run_cells(some, store))
     matmul.allow_tf32 = False
     print(run_cells(cells, store))
 
