@@ -153,7 +153,9 @@ def task_for(model: HookedSparseTransformer, name: str) -> Any:
 
 def main() -> None:
     """Run the stages asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("audit-results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["sparse", "dense"])

@@ -215,7 +215,9 @@ def last_scores(history: History) -> dict[str, float]:
 
 def main() -> None:
     """Train, prune, steer, and write what came out."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--start", choices=("scratch", "trained"), default="scratch")
     parser.add_argument("--out", type=Path, default=Path("bridged"), help="where results are kept")
     parser.add_argument("--cache", type=Path, help="where tokens are kept")

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -30,7 +31,7 @@ class Case:
     d_model: int
     batch_size: int
     n_ctx: int
-    precision: str
+    precision: Literal["float32", "bf16", "fp16"]
     density: float
 
     def __str__(self) -> str:
@@ -63,7 +64,9 @@ TINY = (Case(1, 32, 2, 16, "float32", 0.1),)
 
 def main() -> None:
     """Measure every case and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rounds", type=int, default=3, help="rounds of ten steps each")
     parser.add_argument("--tiny", action="store_true", help="one small model, to see that it runs")

@@ -33,7 +33,9 @@ AUDITED = ("single_double_quote", "indent_for", "set_or_string", "else_elif", "w
 
 def main() -> None:
     """Do what is missing if asked to, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "gpu")
     parser.add_argument("--run", action="store_true", help="do what is not done yet")
     parser.add_argument("--page", type=Path, default=PAGE)

@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     """Choose the models, find their circuits, write the pair."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "replication")
     parser.add_argument("--preset", default="laptop", choices=PRESETS)
     parser.add_argument("--seed", type=int, default=0)

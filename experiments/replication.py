@@ -84,7 +84,9 @@ PAPER = {
 
 def main() -> None:
     """Read the cells and write each page between its marks."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "results", help="where the sweeps are"
     )

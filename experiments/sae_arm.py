@@ -156,7 +156,9 @@ def page(found: dict[str, Any], tables: dict[str, list[dict[str, str]]]) -> str:
 
 def main() -> None:
     """Sweep, choose, prune, and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--demo", type=Path, default=Path("demo"), help="folder of the demo")
     parser.add_argument("--arm", default="dense", help="which model of the demo")
     parser.add_argument("--folder", type=Path, default=Path("sae_arm"), help="SAEs and circuits")

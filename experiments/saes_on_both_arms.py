@@ -116,7 +116,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Train, score, and write the JSON and the page beside it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("results"), help="models and SAEs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "saes.json")

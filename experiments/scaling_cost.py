@@ -129,7 +129,9 @@ def fastest(run: Callable[[], Any], device: torch.device, *, repeats: int = 5) -
 
 def main() -> None:
     """Write the tables between the two marks of the page, or check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="measure on this machine instead")
     parser.add_argument("--sizes", nargs="+", default=["small"], choices=list(SIZES))
     args = parser.parse_args()

@@ -69,7 +69,9 @@ SHOWN = ("stages", "arms", "tasks")
 
 def main() -> None:
     """Do what is missing if asked to, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "wider")
     parser.add_argument("--run", action="store_true", help="do what is not done yet")
     parser.add_argument("--pair", action="store_true", help="write the folders of pairs, too")
@@ -153,9 +155,9 @@ def write_folder(cells: Sequence[Cell], store: Store, folder: Path) -> None:
 def recipes(models: Sequence[ModelCell], store: Store) -> list[dict[str, object]]:
     """Give a row for each size and recipe: losses and dead neurons, seed by seed."""
     rows = []
-    trained = {m.key: m for m in models if store.result(m) is not None}
-    for some in by_recipe([*trained.values()]).values():
-        results = [store.result(model) for model in some]
+    done = {m.key: (m, result) for m in models if (result := store.result(m)) is not None}
+    for some in by_recipe([model for model, _ in done.values()]).values():
+        results = [done[model.key][1] for model in some]
         training = some[0].training
         rows.append(
             {
