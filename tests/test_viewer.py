@@ -253,6 +253,24 @@ def test_a_circuit_found_by_resampling_is_shown_in_its_model(model, circuit, tas
     assert unrounded(line) == pytest.approx(values, abs=line["scale"] / 127 + 1e-6)
 
 
+def test_what_touches_a_circuit_is_counted_in_the_model(model, circuit, task):
+    """A circuit made of others has no counts of its own."""
+    half = smaller(circuit, circuit.edges[::2])
+    both = half | circuit
+    assert (both.n_interface, both.n_biases) == (0, 0)
+    data = viewer.scene(model, both, task, progress=False).data
+    reads = {n.channel for n in both.nodes if n.site.name in ("attn_in", "mlp_in")}
+    writes = {n.channel for n in both.nodes if n.site.name in ("attn_out", "mlp_out")}
+    entries = [*model.W_E[:, sorted(reads)].flatten(), *model.W_U[sorted(writes)].flatten()]
+    assert data["n_interface"] == sum(bool(entry) for entry in entries) > 0
+    attention, mlp = model.blocks[0].attn, model.blocks[1].mlp
+    biases = (
+        attention.b_K.flatten()[2], attention.b_V.flatten()[3], attention.b_O[5],
+        mlp.b_in[7], mlp.b_out[6],
+    )  # fmt: skip
+    assert data["n_biases"] == sum(bool(bias) for bias in biases) == 5
+
+
 # -- what is refused --------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ The rule for in, out and dropped, in the order of the forward pass:
    rivals of AbsTopK.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
@@ -149,7 +149,7 @@ def select_nodes(
 
 
 def interface_counts(
-    model: HookedTransformer, channels: Mapping[Site, tuple[int, ...]]
+    model: HookedTransformer, channels: Mapping[Site, Sequence[int]]
 ) -> tuple[int, int]:
     """Count what touches kept nodes but is not an edge: interface weights and biases.
 
@@ -183,7 +183,7 @@ def interface_counts(
     return n_in + n_out, n_biases
 
 
-def _touched(coder: Coder | None, kept: tuple[int, ...], *, reading: bool) -> Iterable[int]:
+def _touched(coder: Coder | None, kept: Sequence[int], *, reading: bool) -> Iterable[int]:
     """Give the residual channels that kept nodes read or write."""
     if coder is None:
         return kept

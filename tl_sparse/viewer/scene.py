@@ -22,9 +22,10 @@ from tl_sparse.explain import explain
 from tl_sparse.interface import residual_links, running_part
 from tl_sparse.pruning.prune import frozen_parameters
 from tl_sparse.rules import POSITIVE_INTEGER
+from tl_sparse.selection import interface_counts
 from tl_sparse.sites import site_map
 from tl_sparse.tasks import PairTask
-from tl_sparse.viewer.samples import Texts, prompt_samples, text_examples
+from tl_sparse.viewer.samples import Texts, channels_of, prompt_samples, text_examples
 from tl_sparse.viewer.worth import Worth, worth
 from tl_sparse.wording import ExplainedNode, Explanation
 
@@ -97,6 +98,7 @@ def scene(
         )
     words = explain(_with_constants(circuit, model), model, task)
     about = {node.node: node for node in words.nodes}
+    n_interface, n_biases = interface_counts(model, channels_of(whole.nodes))
     nodes = [
         _node(about[str(node)], node, value, circuit)
         | {"examples": examples.get(node), "prompts": values[node]}
@@ -110,8 +112,8 @@ def scene(
         "target": circuit.target_loss,
         "losses": {"whole": subject.whole, "circuit": subject.alone, "empty": subject.empty},
         "accuracy": {"whole": subject.whole_accuracy, "circuit": subject.alone_accuracy},
-        "n_interface": circuit.n_interface,
-        "n_biases": circuit.n_biases,
+        "n_interface": n_interface,
+        "n_biases": n_biases,
         "answers": list(words.answers),
         "d_head": model.cfg.d_head,
         "notes": list(words.notes),
