@@ -231,8 +231,15 @@ def method_task_rows(done: Finished) -> list[dict[str, Any]]:
     return [row for row in rows if any(row["learned"]) or any(row["attribution"])]
 
 
+def _range(values: Sequence[float]) -> float | None:
+    return round(max(values) - min(values), 4) if len(values) > 1 else None
+
+
 def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]]:
-    """Give a row for each change of the optimiser: mean loss, and the difference it makes."""
+    """Give a row for each change of the optimiser: mean loss, its range over seeds, difference.
+
+    The difference is the mean over the seeds of which the whole recipe is done as well.
+    """
     rows, base = [], {}
     for name, changes in ABLATIONS.items():
         cells = {s: ablated_model(preset, text, seed=s, changes=changes) for s in preset.seeds}
@@ -246,6 +253,7 @@ def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str,
                 "seeds": len(found),
                 "diverged": len(found) - len(losses),
                 "validation loss": round(mean([*losses.values()]), 4) if losses else None,
+                "range over seeds": _range([*losses.values()]),
                 "difference": round(mean([losses[s] - base[s] for s in both]), 4) if both else None,
             }
         )
