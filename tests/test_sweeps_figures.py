@@ -25,7 +25,7 @@ from tl_sparse.sweeps import (
 from tl_sparse.sweeps.figures.finished import Finished, ratio
 from tl_sparse.sweeps.figures.means import estimate, geometric_mean
 from tl_sparse.sweeps.figures.tables import model_rows, stage_rows, target_rows, task_rows
-from tl_sparse.sweeps.plans import is_dense
+from tl_sparse.sweeps.plans import ablated_model, is_dense
 
 TINY = PRESETS["tiny"]
 NOWHERE = Text(hash="0" * 64, n_characters=1000, vocab_size=300, dialect="tasks")
@@ -258,3 +258,10 @@ def test_the_optimisers_rows_are_compared_with_the_whole_recipe_alone(tmp_path):
     store.keep(whole, {"model_hash": "x", "validation_loss": 3.0}, seconds=1.0)
     rows = summarise("optimizer", TINY, NOWHERE, store).tables["optimizer"]
     assert [rows[i]["difference"] for i in (0, 1, 3)] == [0.0, 1.3, 0.3]
+    assert [rows[i]["range over seeds"] for i in (0, 1, 3)] == [None, None, None]
+    seeds = replace(TINY, seeds=(0, 1))
+    again = ablated_model(seeds, NOWHERE, seed=1, changes={})
+    store.keep(again, {"model_hash": "y", "validation_loss": 3.5}, seconds=1.0)
+    whole_row, clipped_row = summarise("optimizer", seeds, NOWHERE, store).tables["optimizer"][:2]
+    assert (whole_row["validation loss"], whole_row["range over seeds"]) == (3.25, 0.5)
+    assert (clipped_row["range over seeds"], clipped_row["difference"]) == (None, 1.05)

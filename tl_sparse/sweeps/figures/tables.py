@@ -238,23 +238,24 @@ def _range(values: Sequence[float]) -> float | None:
 def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]]:
     """Give a row for each change of the optimiser: mean loss, its range over seeds, difference.
 
-    The difference is the mean over the seeds of which the whole recipe is done as well.
+    The difference is that of means, of whatever seeds are done: the same seed with another recipe
+    is no nearer than another seed.
     """
-    rows, base = [], {}
+    rows, whole = [], None
     for name, changes in ABLATIONS.items():
-        cells = {s: ablated_model(preset, text, seed=s, changes=changes) for s in preset.seeds}
-        found = {s: done.results[c.key] for s, c in cells.items() if c.key in done.results}
-        losses = {s: r["validation_loss"] for s, r in found.items() if not r.get("diverged")}
-        base = losses if not changes else base
-        both = losses.keys() & base.keys()
+        cells = [ablated_model(preset, text, seed=s, changes=changes) for s in preset.seeds]
+        found = [done.results[c.key] for c in cells if c.key in done.results]
+        losses = [r["validation_loss"] for r in found if not r.get("diverged")]
+        loss = mean(losses) if losses else None
+        whole = loss if not changes else whole
         rows.append(
             {
                 "change": name,
                 "seeds": len(found),
                 "diverged": len(found) - len(losses),
-                "validation loss": round(mean([*losses.values()]), 4) if losses else None,
-                "range over seeds": _range([*losses.values()]),
-                "difference": round(mean([losses[s] - base[s] for s in both]), 4) if both else None,
+                "validation loss": None if loss is None else round(loss, 4),
+                "range over seeds": _range(losses),
+                "difference": None if loss is None or whole is None else round(loss - whole, 4),
             }
         )
     return rows
