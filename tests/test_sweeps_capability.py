@@ -109,9 +109,11 @@ def test_the_plan_has_a_ladder_of_nonzeros_and_dense_models_of_every_seed():
     first = [m for m in models if m.training.seed == 0]
     n_weights = n_block_weights(LAPTOP, 128)
     sparse = [round(m.sparsity.weight_density * n_weights) for m in first if not is_dense(m)]
-    assert sparse == [4_000, 8_000, 16_000, 32_000, 128_000]
+    assert sparse == [4_000, 8_000, 16_000, 32_000, 128_000, 32_000, 128_000]
+    rates = [m.training.learning_rate for m in first if not is_dense(m)]
+    assert rates == [0.015] * 5 + [0.0075, 0.00375]  # by the root of 4 and of 16 lower
     assert sorted(m.width for m in first if is_dense(m)) == [17, 48, 71, 128]
-    assert len(models) == 3 * 9
+    assert len(models) == 3 * 11
     figure3 = {c.key for c in FIGURES["figure3"](LAPTOP, NOWHERE)}
     assert sum(m.key in figure3 for m in first) == 4  # three numbers of nonzeros, one control
 
@@ -123,7 +125,10 @@ def test_the_optimiser_is_taken_apart_at_the_short_training():
 
 
 def made_up(tmp_path: Any) -> tuple[Any, Store]:
-    """Two seeds: a sparse model loses a tenth of a bit for each halving, dense ones 1.5 bits."""
+    """Two seeds: a sparse model loses a tenth of a bit for each halving, dense ones 1.5 bits.
+
+    That is at the better learning rate: the recipe's at 32,000 nonzeros, the lower one at 128,000.
+    """
     preset, store = replace(LAPTOP, seeds=(0, 1)), Store(tmp_path)
     for cell in FIGURES["capability"](preset, NOWHERE):
         result: dict[str, Any] = {"n_tokens": 10, "n_nonzero": 7, "nats_per_token": 2.0}
@@ -138,6 +143,11 @@ def made_up(tmp_path: Any) -> tuple[Any, Store]:
             n = cell.model.sparsity.weight_density * n_block_weights(preset, cell.model.width)
             bits = 1.5 if is_dense(cell.model) else 2.0 - 0.1 * math.log2(n / 8000)
             bits += 0.2 * cell.model.training.seed
+            if (round(n), cell.model.training.learning_rate) in (
+                (32_000, 0.0075),
+                (128_000, 0.015),
+            ):
+                bits += 0.3
             result |= {"model_hash": cell.model.key, "bits_per_byte": bits, "training_flops": 2e9}
         store.keep(cell, result, seconds=1.0)
     return preset, store
@@ -146,26 +156,32 @@ def made_up(tmp_path: Any) -> tuple[Any, Store]:
 def test_the_cost_of_a_halving_is_what_the_seeds_lose(tmp_path):
     preset, store = made_up(tmp_path)
     summary = summarise("capability", preset, NOWHERE, store)
-    rows = {(r["model"], r.get("nonzeros in blocks")): r for r in summary.tables["bits"]}
-    assert len(rows) == 5 + 4 + 5
-    main = rows["sparse", 8000]
+    bits = summary.tables["bits"]
+    assert len(bits) == 7 + 4 + 5
+    rows = {(r["model"], r.get("nonzeros in blocks"), r.get("learning rate")): r for r in bits}
+    assert len(rows) == len(bits)
+    main = rows["sparse", 8000, 0.015]
     assert (main["bits per byte"], main["over the main sparse"]) == (2.1, 0.0)
     assert (main["spread over seeds"], main["seeds"]) == (0.2, 2)
-    assert rows["sparse", 128_000]["over the main sparse"] == -0.4
-    equal = rows["dense", n_block_weights(preset, 128)]
+    assert rows["sparse", 128_000, 0.015]["over the main sparse"] == -0.1
+    assert rows["sparse", 128_000, 0.00375]["over the main sparse"] == -0.4
+    equal = rows["dense", n_block_weights(preset, 128), preset.dense_training.learning_rate]
     assert (equal["equal in"], equal["over the main sparse"]) == ("parameters, compute", -0.5)
-    assert rows["3-grams", None]["bits per byte"] == 2.7
+    assert rows["3-grams", None, None]["bits per byte"] == 2.7
     steps = summary.tables["cost"]
     assert [(r["nonzeros in blocks, from"], r["to"]) for r in steps] == [
         (128_000, 32_000), (32_000, 16_000), (16_000, 8_000), (8_000, 4_000)
     ]  # fmt: skip
     assert steps[0]["bits per byte lost"] == 0.2
     assert {row["for each halving"] for row in steps} == {0.1}
-    assert summary.curves["sparse, width 128"][0] == (4000, pytest.approx(2.2))
+    assert summary.curves["sparse, width 128"] == [
+        (n, pytest.approx(2.1 - 0.1 * math.log2(n / 8000)))
+        for n in (4_000, 8_000, 16_000, 32_000, 128_000)
+    ]
     assert len(summary.curves["dense"]) == 4
-    page = summary.markdown()
+    page, rate = summary.markdown(), preset.dense_training.learning_rate
     assert "bits per byte against nonzeros in blocks" in page
-    assert "| dense | 128 | 393,216 | parameters, compute |" in page
+    assert f"| dense | 128 | 393,216 | {rate} | parameters, compute |" in page
 
 
 def test_a_seed_without_its_main_model_is_compared_with_nothing(tmp_path):

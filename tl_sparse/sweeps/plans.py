@@ -231,15 +231,24 @@ N_GRAM_ORDERS = (1, 2, 3, 4, 5)
 
 
 def capability(preset: Preset, text: Text) -> list[Cell]:
-    """Bits per byte over nonzeros, beside dense models that are equal in something, and n-grams."""
+    """Bits per byte over nonzeros, beside dense models that are equal in something, and n-grams.
+
+    Models of more nonzeros than Figure 3 has are also trained with a peak of the learning rate
+    that falls with the root of their number. Within a training the paper's does (A.2).
+    """
     cells: list[Cell] = [
         NGramCell(text=text, order=order, n_ctx=preset.n_ctx) for order in N_GRAM_ORDERS
     ]
-    main = preset.nonzeros[1]
-    some = (*preset.nonzeros, 4 * main, 16 * main)
-    ladder = [n for n in some if n < n_block_weights(preset, preset.widths[1])]
+    main, peak = preset.nonzeros[1], preset.sparse_training.learning_rate
+    sizes = dict.fromkeys((*preset.nonzeros, 4 * main, 16 * main))
+    sizes = [n for n in sizes if n < n_block_weights(preset, preset.widths[1])]
+    ladder = [(n, peak) for n in sizes]
+    ladder += [(n, peak * math.sqrt(main / n)) for n in sizes if n not in preset.nonzeros]
     for seed in preset.seeds:
-        models = [sparse_model(preset, text, seed=seed, nonzeros=n) for n in ladder]
+        models = [
+            sparse_model(preset, text, seed=seed, nonzeros=n, learning_rate=rate)
+            for n, rate in ladder
+        ]
         models += [
             dense_model(preset, text, seed=seed, width=width) for width in equal_widths(preset)
         ]

@@ -1,7 +1,8 @@
 """Bits per byte of sparse and dense models and of n-grams, as tables and curves.
 
 A sparse model is set beside dense ones of the same seed. Means are over seeds, and a difference is
-the mean of the seeds' differences.
+the mean of the seeds' differences. Where a size is trained at two learning rates, its better one
+counts.
 """
 
 import math
@@ -38,6 +39,7 @@ def bits_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]
                 "model": "dense" if dense else "sparse",
                 "width": models[0].width,
                 "nonzeros in blocks": _in_blocks(done, models),
+                "learning rate": models[0].training.learning_rate,
                 "equal in": equal.get(models[0].width) if dense else None,
                 "parameters": results[0]["n_parameters"],
                 "nonzero": results[0]["n_nonzero"],
@@ -71,7 +73,7 @@ def _bits(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def cost_rows(done: Finished) -> list[dict[str, Any]]:
     """Give a row for each step to fewer nonzeros at one width: bits lost, and for each halving."""
     scored = _scores(done)
-    sparse = [models for models in _recipes(done) if not is_dense(models[0])]
+    sparse = [models for models in _best_recipes(done) if not is_dense(models[0])]
     rows = []
     for more, fewer in pairwise(sparse):
         before = {m.training.seed: scored[m.key]["bits_per_byte"] for m in more}
@@ -99,7 +101,7 @@ def bits_curves(done: Finished) -> dict[str, list[tuple[float, float]]]:
     """Give bits per byte over the nonzeros of the blocks, for sparse and for dense models."""
     scored = _scores(done)
     curves: dict[str, list[tuple[float, float]]] = {}
-    for models in _recipes(done):
+    for models in _best_recipes(done):
         bits = mean([scored[m.key]["bits_per_byte"] for m in models])
         name = "dense" if is_dense(models[0]) else f"sparse, width {models[0].width}"
         curves.setdefault(name, []).append((float(_in_blocks(done, models)), bits))
@@ -114,6 +116,18 @@ def _recipes(done: Finished) -> list[list[ModelCell]]:
     """List the models that are scored, seeds of a recipe together; sparse first, large first."""
     some = by_recipe([cell.model for cell in done.scored]).values()
     return sorted(some, key=lambda ms: (is_dense(ms[0]), -ms[0].width, -_in_blocks(done, ms)))
+
+
+def _best_recipes(done: Finished) -> list[list[ModelCell]]:
+    """List those of `_recipes` that take the fewest bits of their width and number of nonzeros."""
+    scored = _scores(done)
+    best: dict[tuple[int, float], tuple[float, list[ModelCell]]] = {}
+    for models in _recipes(done):
+        size = (models[0].width, models[0].sparsity.weight_density)
+        bits = mean([scored[m.key]["bits_per_byte"] for m in models])
+        if size not in best or bits < best[size][0]:
+            best[size] = (bits, models)
+    return [models for _, models in best.values()]
 
 
 def _in_blocks(done: Finished, models: Sequence[ModelCell]) -> int:
