@@ -776,8 +776,8 @@ def test_the_command_does_a_figure_and_writes_it(tmp_path, finished, monkeypatch
     assert json.loads(result.stdout) == counts
     result = command(*asked)
     assert result.exit_code == 0, result.output
-    assert "| eps 1 | 1 | 1 | - | - |" in result.stdout
-    assert "| eps 0.01 | 1 | 0 | 3.0 | 0.0 |" in result.stdout
+    assert "| eps 1 | 1 | 1 | - | - | - |" in result.stdout
+    assert "| eps 0.01 | 1 | 0 | 3.0 | - | 0.0 |" in result.stdout
     numbers = json.loads(command(*asked, "--json").stdout)
     assert numbers["about"]["done"] == 18
     assert (tmp_path / "optimizer.html").is_file()
