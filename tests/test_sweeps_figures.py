@@ -258,10 +258,10 @@ def test_the_optimisers_rows_are_compared_with_the_whole_recipe_alone(tmp_path):
     store.keep(whole, {"model_hash": "x", "validation_loss": 3.0}, seconds=1.0)
     rows = summarise("optimizer", TINY, NOWHERE, store).tables["optimizer"]
     assert [rows[i]["difference"] for i in (0, 1, 3)] == [0.0, 1.3, 0.3]
-    assert [rows[i]["range over seeds"] for i in (0, 1, 3)] == [None, None, None]
+    assert [rows[i]["spread over seeds"] for i in (0, 1, 3)] == [None, None, None]
     seeds = replace(TINY, seeds=(0, 1))
     again = ablated_model(seeds, NOWHERE, seed=1, changes={})
     store.keep(again, {"model_hash": "y", "validation_loss": 3.5}, seconds=1.0)
     whole_row, clipped_row = summarise("optimizer", seeds, NOWHERE, store).tables["optimizer"][:2]
-    assert (whole_row["validation loss"], whole_row["range over seeds"]) == (3.25, 0.5)
-    assert (clipped_row["range over seeds"], clipped_row["difference"]) == (None, 1.05)
+    assert (whole_row["validation loss"], whole_row["spread over seeds"]) == (3.25, 0.5)
+    assert (clipped_row["spread over seeds"], clipped_row["difference"]) == (None, 1.05)

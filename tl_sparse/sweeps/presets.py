@@ -113,7 +113,7 @@ PRESETS: dict[str, Preset] = {
             sparse_training=replace(DEMO_TRAINING, n_tokens=4 * DEMO_TRAINING.n_tokens),
             dense_training=replace(DENSE_TRAINING, n_tokens=4 * DENSE_TRAINING.n_tokens),
             short_training=DEMO_TRAINING,
-            dense_widths=(28, 36, 48, 64, 80), control_widths=(48,), hours=32.0,
+            dense_widths=(28, 36, 48, 64, 80), control_widths=(48,), hours=34.0,
         ),
         Preset(
             name="gpu", n_layers=4, n_ctx=256, n_characters=120_000_000, library="installed",

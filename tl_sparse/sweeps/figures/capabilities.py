@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from tl_sparse.sweeps.cells import ModelCell
-from tl_sparse.sweeps.figures.finished import Finished, by_recipe, mean
+from tl_sparse.sweeps.figures.finished import Finished, by_recipe, mean, spread
 from tl_sparse.sweeps.plans import equal_widths, is_dense, sparse_model
 from tl_sparse.sweeps.presets import Preset
 from tl_sparse.sweeps.text import Text
@@ -66,7 +66,7 @@ def _bits(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "nats a token": round(mean([result["nats_per_token"] for result in results]), 4),
         "bits per byte": round(mean(each), 4),
-        "spread over seeds": round(max(each) - min(each), 4) if len(each) > 1 else None,
+        "spread over seeds": spread(each),
     }
 
 

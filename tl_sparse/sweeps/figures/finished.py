@@ -133,6 +133,11 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def spread(values: Sequence[float]) -> float | None:
+    """Give the greatest less the least; of one value there is none."""
+    return round(max(values) - min(values), 4) if len(values) > 1 else None
+
+
 def pooled(some: Iterable[Counts]) -> Estimate | None:
     """Give the geometric mean over tasks of the edges of several seeds."""
     groups: dict[str, list[float]] = {}

@@ -12,6 +12,7 @@ from tl_sparse.sweeps.figures.finished import (
     mean,
     pooled,
     ratio,
+    spread,
 )
 from tl_sparse.sweeps.plans import ABLATIONS, ablated_model, is_dense
 from tl_sparse.sweeps.presets import TARGET, Preset
@@ -231,12 +232,8 @@ def method_task_rows(done: Finished) -> list[dict[str, Any]]:
     return [row for row in rows if any(row["learned"]) or any(row["attribution"])]
 
 
-def _range(values: Sequence[float]) -> float | None:
-    return round(max(values) - min(values), 4) if len(values) > 1 else None
-
-
 def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str, Any]]:
-    """Give a row for each change of the optimiser: mean loss, its range over seeds, difference.
+    """Give a row for each change of the optimiser: mean loss, its spread over seeds, difference.
 
     The difference is that of means, of whatever seeds are done: the same seed with another recipe
     is no nearer than another seed.
@@ -254,7 +251,7 @@ def optimizer_rows(preset: Preset, text: Text, done: Finished) -> list[dict[str,
                 "seeds": len(found),
                 "diverged": len(found) - len(losses),
                 "validation loss": None if loss is None else round(loss, 4),
-                "range over seeds": _range(losses),
+                "spread over seeds": spread(losses),
                 "difference": None if loss is None or whole is None else round(loss - whole, 4),
             }
         )
